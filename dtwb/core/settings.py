@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     root: Path = Path()
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
+    def settings_customise_sources(
+        cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+    ):
         path = getattr(init_settings, "init_kwargs", {}).pop("ini", None)
         return init_settings, env_settings, _IniSource(settings_cls, path)
 
@@ -144,8 +146,11 @@ def _refuse_unknown_variables():
         field = Settings.model_fields.get(section)
         known = getattr(field.annotation, "model_fields", {}) if field else {}
         if key not in known:
-            names = [f"DTWB_{s}__{k}".upper() for s, f in Settings.model_fields.items()
-                     for k in getattr(f.annotation, "model_fields", {})]
+            names = [
+                f"DTWB_{s}__{k}".upper()
+                for s, f in Settings.model_fields.items()
+                for k in getattr(f.annotation, "model_fields", {})
+            ]
             raise SettingsError("no such setting", name, f"known are: {', '.join(names)}")
 
 
@@ -164,7 +169,11 @@ def load_settings(
         variable = f"DTWB_{section}__{'__'.join(rest)}".upper()
         where = f"environment variable {variable}" if variable in os.environ else f"{ini}: [{section}] {' '.join(rest)}"
         keys = getattr(getattr(Settings.model_fields.get(section), "annotation", None), "model_fields", {})
-        known = f"known keys of [{section}]: {', '.join(keys)}" if keys else f"known sections: {', '.join(list(Settings.model_fields)[:-1])}"
+        known = (
+            f"known keys of [{section}]: {', '.join(keys)}"
+            if keys
+            else f"known sections: {', '.join(list(Settings.model_fields)[:-1])}"
+        )
         raise SettingsError(error["msg"], where.rstrip(), known) from None
 
 
