@@ -35,7 +35,7 @@ class Event:
     priority: ClassVar[int] = 0
 
     def __init_subclass__(cls, priority: int | None = None, **kwargs):
-        # dataclass(slots=True) makes each class twice; the second one comes without keywords and takes the place of the first
+        # dataclass(slots=True) makes each class twice; the second comes without keywords and replaces the first
         super(Event, cls).__init_subclass__(**kwargs)
         if priority is not None:
             cls.priority = priority

@@ -47,33 +47,33 @@ class LoggingSettings(_Section):
 class ComputeSettings(_Section):
     "What may be used of the machine."
 
-    threads: int = Field(0, ge=0)  # 0: as many as the process may use
+    threads: int = Field(default=0, ge=0)  # 0: as many as the process may use
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 # %% ../../nbs/core/00_settings.ipynb #a6718f3d
 class InstanceSettings(_Section):
     "How a classical scheduling instance becomes a plant."
 
-    tick: float = Field(60, gt=0)  # s
-    due_factor: float = Field(1.5, gt=0)  # due date = release + due_factor x the job's work
-    mtbf_factor: float = Field(40, ge=0)  # in mean processing times; 0: no failures
-    mttr_factor: float = Field(4, gt=0)
+    tick: float = Field(default=60, gt=0)  # s
+    due_factor: float = Field(default=1.5, gt=0)  # due date = release + due_factor x the job's work
+    mtbf_factor: float = Field(default=40, ge=0)  # in mean processing times; 0: no failures
+    mttr_factor: float = Field(default=4, gt=0)
 
 
 class LoopSettings(_Section):
     "When the closed loop steps in."
 
-    defects_before_maintenance: int = Field(3, ge=1)
-    defect_window: float = Field(7200, gt=0)  # s
-    plan_time_limit: float = Field(5, gt=0)  # s of solver time
-    reschedule_time_limit: float = Field(1, gt=0)  # s of solver time
+    defects_before_maintenance: int = Field(default=3, ge=1)
+    defect_window: float = Field(default=7200, gt=0)  # s
+    plan_time_limit: float = Field(default=5, gt=0)  # s of solver time
+    reschedule_time_limit: float = Field(default=1, gt=0)  # s of solver time
 
 
 class ServeSettings(_Section):
     "Where dashboards are served."
 
     address: str = "localhost"
-    port: int = Field(5006, ge=0, le=65535)
+    port: int = Field(default=5006, ge=0, le=65535)
 
 # %% ../../nbs/core/00_settings.ipynb #32e29b96
 class _IniSource(PydanticBaseSettingsSource):
