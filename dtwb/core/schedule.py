@@ -51,6 +51,9 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __deepcopy__(self, memo) -> "Schedule":
+        return self  # nothing in it can change
+
     def by_machine(self) -> dict[str, list[ScheduledOperation]]:  # machine -> its sequence
         "The rows of each machine, in the order of work."
         return _grouped(self.rows, "machine")
