@@ -57,8 +57,8 @@ def swin_demo(pretrained=False, **kwargs) -> SwinTransformer:
 
 @register_model
 def resnet_small(pretrained=False, **kwargs) -> ResNet:
-    "A ResNet of 24 to 160 channels, 1.4 M parameters."
-    sizes = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(24, 48, 96, 160), stem_width=12, stem_type="deep")
+    "A ResNet of 16 to 128 channels, 0.7 M parameters."
+    sizes = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(16, 32, 64, 128), stem_width=8, stem_type="deep")
     return build_model_with_cfg(ResNet, "resnet_small", pretrained, **{**sizes, **kwargs})
 
 # %% ../../nbs/vision/30_models.ipynb #4ab0f6d9
