@@ -1,0 +1,233 @@
+"""What a notebook cannot test of `dtwb.core.parallel`: real signals, scripts, clusters."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dtwb.core.errors import SettingsError
+from dtwb.core.parallel import ItemError, Stopped, pmap
+
+PYTHON = sys.executable
+
+
+def wait_for(what, seconds=20):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def note_pid_and_sleep(item):
+    folder, name, seconds = item
+    (folder / f"{name}.{os.getpid()}").touch()
+    time.sleep(seconds)
+    return name
+
+
+def test_killed_worker_is_replaced_and_each_result_comes_once(tmp_path):
+    """kill -9 from outside, in the middle of item 1: only item 1 is done twice."""
+    killed, told = [], []
+
+    def kill(*_):
+        for path in tmp_path.glob("1.*"):
+            if not killed:
+                killed.append(int(path.suffix[1:]))
+                os.kill(killed[0], signal.SIGKILL)
+
+    items = [(tmp_path, 0, 0.3), (tmp_path, 1, 0.6), *[(tmp_path, n, 0.05) for n in range(2, 12)]]
+    results = pmap(
+        note_pid_and_sleep, items, workers=2, retries=1, stop=kill, progress=lambda done, total: told.append(done)
+    )
+    assert results == list(range(12))
+    assert killed and not alive(killed[0])
+    assert told == list(range(1, 13))
+    assert sorted(int(p.stem) for p in tmp_path.iterdir()) == sorted([*range(12), 1])
+
+
+def test_retries_are_not_for_errors(tmp_path):
+    def fail(item):
+        (tmp_path / str(time.monotonic_ns())).touch()
+        raise ValueError("always")
+
+    with pytest.raises(ItemError, match="always"):
+        pmap(fail, [1], workers=1, retries=5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_stop_ends_workers_and_what_they_started(tmp_path):
+    def with_child(item):
+        child = subprocess.Popen([PYTHON, "-c", "import time; time.sleep(60)"])
+        (tmp_path / f"{child.pid}").touch()
+        (tmp_path / f"{os.getpid()}").touch()
+        time.sleep(60)
+
+    with pytest.raises(Stopped, match="0 of 2"):
+        pmap(with_child, range(2), workers=2, stop=lambda: len(list(tmp_path.iterdir())) == 4)
+    pids = [int(p.name) for p in tmp_path.iterdir()]
+    wait_for(lambda: not any(map(alive, pids)), 5)
+
+
+def test_exception_that_cannot_be_pickled():
+    class Strange(Exception):
+        def __init__(self, a, b):
+            super().__init__(f"{a} and {b}")
+
+    def fail(item):
+        raise Strange(1, 2)
+
+    with pytest.raises(ItemError, match=r"item 0 .*1 and 2"):
+        pmap(fail, [0], workers=1)
+
+
+def script(tmp_path, body):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(body))
+    return subprocess.Popen(
+        [PYTHON, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_script_without_a_guard_runs_once(tmp_path):
+    """`multiprocessing` would run the script again in each worker."""
+    process = script(
+        tmp_path,
+        """
+        print("started")
+        from dtwb.core.parallel import pmap
+        class Result:
+            def __init__(self, n): self.n = n
+        print([r.n for r in pmap(lambda x: Result(x + 1), range(4), workers=2)])
+        """,
+    )
+    out, err = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("started\n[1, 2, 3, 4]\n", 0), err
+
+
+SLEEPER = """
+    import os, pathlib, time
+    from dtwb.core.parallel import pmap
+    folder = pathlib.Path({folder!r})
+    def sleep(x):
+        (folder / str(os.getpid())).touch()
+        time.sleep(60)
+    pmap(sleep, range(4), workers=2)
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)])
+def test_no_orphans(tmp_path, sent, code):
+    """Ctrl-C (to the whole group, as a terminal does) and kill -9 of the parent: the workers go too."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    process = script(tmp_path, SLEEPER.format(folder=str(pids)))
+    found = wait_for(lambda: [int(p.name) for p in pids.iterdir()] if len(list(pids.iterdir())) == 2 else None)
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == code
+    wait_for(lambda: not any(map(alive, found)), 5)
+    if sent == signal.SIGINT:
+        assert err.rstrip().endswith("KeyboardInterrupt")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A scheduler and two workers, started by their own commands."""
+    folder = tmp_path_factory.mktemp("dask")
+    command = [PYTHON, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    log = (folder / "log").open("w")
+    processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)]
+    address = wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", (folder / "log").read_text()))[1]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    for name in "ab":
+        command = [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--name", name]
+        command += ["--no-dashboard", "--local-directory", str(folder)]
+        processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder))
+    yield address
+    for process in processes:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
+        process.wait(20)
+
+
+def test_dask_two_workers(cluster, tmp_path):
+    def draw(item, seed):
+        import numpy as np
+
+        (tmp_path / f"{item}.{os.getpid()}").touch()
+        time.sleep(0.1)
+        return np.random.default_rng(seed).integers(1000) + item
+
+    told = []
+    results = pmap(
+        draw,
+        range(8),
+        executor="dask",
+        scheduler=cluster,
+        seed=3,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert len({p.suffix for p in tmp_path.iterdir()}) == 2
+    assert results == pmap(draw, range(8), executor="serial", seed=3)
+    assert told == [(n, 8) for n in range(1, 9)]
+
+
+def test_dask_error_names_its_item(cluster):
+    with pytest.raises(ItemError, match=r"item 2 \(0\): ZeroDivisionError") as info:
+        pmap(lambda x: 1 / x, [2, 1, 0], executor="dask", scheduler=cluster)
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+
+
+def test_dask_stops(cluster, tmp_path):
+    with pytest.raises(Stopped) as info:
+        pmap(time.sleep, [0, 0, 3, 3], executor="dask", scheduler=cluster, progress=None, stop=Countdown(10))
+    assert set(info.value.done) <= {0, 1}
+
+
+class Countdown:
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self):
+        self.n -= 1
+        return self.n < 0
+
+
+def test_dask_killed_worker_is_retried(cluster, tmp_path):
+    def die_once(item):
+        if item == 1 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    assert pmap(die_once, range(6), executor="dask", scheduler=cluster, retries=1) == list(range(6))
+    assert (tmp_path / "died").exists()
+
+
+def test_dask_own_cluster(tmp_path):
+    def pid(item):
+        return os.getpid()
+
+    pids = pmap(pid, range(6), executor="dask", workers=2)
+    assert os.getpid() not in pids
+    wait_for(lambda: not any(map(alive, pids)), 10)
+
+
+def test_dask_unreachable():
+    with pytest.raises(SettingsError, match="no dask scheduler answers"):
+        pmap(abs, [1], executor="dask", scheduler="tcp://127.0.0.1:9")
