@@ -126,20 +126,21 @@ SLEEPER = """
     def sleep(x):
         (folder / str(os.getpid())).touch()
         time.sleep(60)
-    pmap(sleep, range(4), workers=2)
+    pmap(sleep, range(4), executor={executor!r}, workers=2)
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)])
-def test_no_orphans(tmp_path, sent, code):
+@pytest.mark.parametrize("executor", ["local", "dask"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_no_orphans(tmp_path, sent, executor):
     """Ctrl-C (to the whole group, as a terminal does) and kill -9 of the parent: the workers go too."""
     pids = tmp_path / "pids"
     pids.mkdir()
-    process = script(tmp_path, SLEEPER.format(folder=str(pids)))
+    process = script(tmp_path, SLEEPER.format(folder=str(pids), executor=executor))
     found = wait_for(lambda: [int(p.name) for p in pids.iterdir()] if len(list(pids.iterdir())) == 2 else None)
     (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
     _, err = process.communicate(timeout=10)
-    assert process.returncode == code
+    assert process.returncode == -sent
     wait_for(lambda: not any(map(alive, found)), 5)
     if sent == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")

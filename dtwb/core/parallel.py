@@ -41,10 +41,6 @@ def available_cores() -> int:  # at least 1
         return threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    return {name: str(threads) for name in _THREADS}
-
 # %% ../../nbs/core/60_parallel.ipynb #02debbfc
 def spawn_seeds(
     seed: int,  # of the whole
@@ -132,12 +128,37 @@ def _serial(function, items, seeds, workers, retries, scheduler) -> Generator[tu
         yield index, outcome
 
 # %% ../../nbs/core/60_parallel.ipynb #45834b48
-_WORKER = """
+_PREPARE = """
 import json, sys
-sys.path[:] = json.loads(sys.argv[2])
-from dtwb.core.parallel import _work
-_work(int(sys.argv[1]))
+sys.path[:] = json.loads(sys.argv[1])
+from dtwb.core import parallel
+parallel.threading.Thread(target=parallel._die_with_parent, daemon=True).start()
 """
+
+
+class _Process:
+    "A fresh Python that runs `code`, ends with this process, and takes its children along."
+
+    def __init__(self, code: str, *arguments: str, threads: int, pass_fds: tuple[int, ...] = ()):
+        read_end, write_end = os.pipe()
+        self.lifeline = os.fdopen(write_end, "wb")
+        with os.fdopen(read_end) as stdin:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PREPARE + code, json.dumps(sys.path), *arguments],
+                stdin=stdin,
+                pass_fds=pass_fds,
+                env=os.environ | {name: str(threads) for name in _THREADS},
+                process_group=0,
+            )
+
+    def end(self, patience: float = 0.0):
+        "Wait `patience` seconds for it to leave by itself, then kill it and what it has started."
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.lifeline.close()
 
 
 def _die_with_parent():
@@ -155,7 +176,6 @@ def _work(fd: int):
     import cloudpickle
 
     os.set_inheritable(fd, False)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     connection = Connection(fd)
     try:
         setup = connection.recv_bytes()
@@ -187,8 +207,8 @@ def _raise(error: Exception, *ignored):
     raise error
 
 # %% ../../nbs/core/60_parallel.ipynb #12733907
-class _Worker:
-    "A worker process, the pipe to it, and the item it is busy with."
+class _Worker(_Process):
+    "A local worker, the pipe to it, and the item it is busy with."
 
     def __init__(self, setup: bytes, threads: int):
         from multiprocessing.connection import Connection, Pipe
@@ -196,16 +216,9 @@ class _Worker:
         from dtwb.core.logs import logging_in_force
 
         ours, theirs = Pipe()
-        read_end, write_end = os.pipe()
-        self.lifeline = os.fdopen(write_end, "wb")
-        with theirs, os.fdopen(read_end) as stdin:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _WORKER, str(theirs.fileno()), json.dumps(sys.path)],
-                stdin=stdin,
-                pass_fds=(theirs.fileno(),),
-                env=os.environ | _worker_environment(threads),
-                process_group=0,
-            )
+        with theirs:
+            fd = theirs.fileno()
+            super().__init__("parallel._work(int(sys.argv[2]))", str(fd), threads=threads, pass_fds=(fd,))
         self.connection: Connection = ours  # pyright: ignore[reportAttributeAccessIssue]
         self.index: int | None = None
         with contextlib.suppress(OSError):  # dead already: seen as a crash when it is given an item
@@ -236,12 +249,7 @@ class _Worker:
 
     def end(self, patience: float = 0.0):
         self.connection.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.lifeline.close()
+        super().end(patience)
 
 # %% ../../nbs/core/60_parallel.ipynb #e2be74e7
 def _pickle(what: Any, name: str) -> bytes:
@@ -302,29 +310,32 @@ def _unpickle_once(data: bytes) -> Callable:
     return cloudpickle.loads(data)
 
 
-def _own_cluster(workers: int, retries: int):
-    "Scheduler in this process, workers as commands: dask's LocalCluster would run `__main__` again."
+@contextlib.contextmanager
+def _own_cluster(workers: int, retries: int) -> Iterator[Any]:
+    "Scheduler in this process, workers as above: those of dask's LocalCluster run `__main__` again."
     from distributed import Scheduler
     from distributed.deploy.spec import SpecCluster
-    from distributed.deploy.subprocess import SubprocessWorker
 
-    threads = max(1, available_cores() // workers)
-    environment = _worker_environment(threads) | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    nanny = {"nthreads": 1, "host": "127.0.0.1", "silence_logs": logging.ERROR, "death_timeout": 10, "env": environment}
-    return SpecCluster(
-        workers={i: {"cls": SubprocessWorker, "options": {"worker_kwargs": nanny}} for i in range(workers)},
-        scheduler={
-            "cls": Scheduler,
-            "options": {
-                "host": "127.0.0.1",
-                "port": 0,
-                "dashboard": False,
-                "dashboard_address": ":0",
-                "allowed_failures": retries,
-            },
-        },
-        silence_logs=logging.ERROR,  # pyright: ignore[reportArgumentType]
-    )
+    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": ":0"}
+    options |= {"allowed_failures": retries}
+    code = """
+import os
+os.environ["DASK_LOGGING__DISTRIBUTED"] = "error"
+from distributed.cli.dask_worker import main
+main(sys.argv[2:])
+"""
+    arguments = ["--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
+    threads, team = max(1, available_cores() // workers), []
+    quiet: Any = logging.ERROR
+    cluster: Any
+    with SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=quiet) as cluster:
+        try:
+            for _ in range(workers):
+                team.append(_Process(code, cluster.scheduler_address, *arguments, threads=threads))
+            yield cluster
+        finally:
+            for worker in team:
+                worker.end()
 
 
 @contextlib.contextmanager
