@@ -540,11 +540,14 @@ def write_json(
     "Write `data` aside, then put it in place."
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(json.dumps(data, ensure_ascii=False, indent=2, default=_plain) + "\n", encoding="utf-8")
+        text = json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False, default=_plain)
+        aside.write_text(text + "\n", encoding="utf-8")
         aside.replace(path)
     except OSError as e:
         aside.unlink(missing_ok=True)
         raise StoreError(f"it cannot be written: {e.strerror}", path, "what was stored before is intact") from None
+    except (TypeError, ValueError) as e:
+        raise StoreError(str(e), path) from None
 
 
 def finish_folder(
@@ -554,11 +557,14 @@ def finish_folder(
     "Enter `changes` into run.json, and give a folder that still has its temporary name the final one."
     aside = folder.with_name(f".{folder.name}.tmp")
     now = aside if aside.is_dir() else folder
-    with suppress(OSError, ValueError):
+    try:
         record = json.loads((now / "run.json").read_text(encoding="utf-8"))
         write_json(now / "run.json", record | changes)
-    if now == aside:
-        aside.rename(folder)
+    except (OSError, ValueError) as e:
+        raise StoreError(f"it cannot be read: {e}", now / "run.json") from None
+    finally:
+        if now == aside:
+            aside.rename(folder)
 
 # %% ../../nbs/store/00_database.ipynb #19fa926f
 def _mark_dead_runs(self: "Store") -> list[str]:
@@ -574,7 +580,7 @@ def _mark_dead_runs(self: "Store") -> list[str]:
             with self._connection(write=True) as connection:
                 connection.execute(_runs.update().where(*same).values(status="interrupted", error=error))
             if row.folder:
-                with suppress(OSError):  # it may be gone, or another process does the same just now
+                with suppress(OSError, StoreError):  # it may be gone, or another process does the same just now
                     finish_folder(Path(row.folder), how="interrupted", error=error)
     except StoreError as e:
         _log.warning("interrupted runs could not be marked: %s", e)
