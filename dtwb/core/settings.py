@@ -58,6 +58,10 @@ class InstanceSettings(_Section):
     due_factor: float = Field(default=1.5, gt=0)  # due date = release + due_factor x the job's work
     mtbf_factor: float = Field(default=40, ge=0)  # in mean processing times; 0: no failures
     mttr_factor: float = Field(default=4, gt=0)
+    maintenance_factor: float = Field(default=2, gt=0)  # in mean processing times
+    life_factor: float = Field(default=40, gt=0)  # time at work until worn, in mean processing times
+    defect_rate: float = Field(default=0.02, ge=0, le=1)  # per operation, of a new machine
+    worn_defect_rate: float = Field(default=0.3, ge=0, le=1)  # per operation, of a worn one
 
 
 class LoopSettings(_Section):
