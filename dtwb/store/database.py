@@ -554,7 +554,7 @@ def finish_folder(
     folder: Path,  # the run's folder, under its final name
     **changes: Any,  # of its run.json
 ) -> None:
-    "Enter `changes` into run.json, and give a folder that still has its temporary name the final one."
+    "Enter `changes` into run.json, and only then give a folder that still has its temporary name the final one."
     aside = folder.with_name(f".{folder.name}.tmp")
     now = aside if aside.is_dir() else folder
     try:
@@ -562,28 +562,34 @@ def finish_folder(
         write_json(now / "run.json", record | changes)
     except (OSError, ValueError) as e:
         raise StoreError(f"it cannot be read: {e}", now / "run.json") from None
-    finally:
-        if now == aside:
-            aside.rename(folder)
+    if now == aside:
+        aside.rename(folder)
 
 # %% ../../nbs/store/00_database.ipynb #19fa926f
 def _mark_dead_runs(self: "Store") -> list[str]:
     "Mark what still says `running` and isn't."
-    query = sa.select(_runs).where(_runs.c.status == "running", _runs.c.host == socket.gethostname())
+    query = sa.select(_runs).where(
+        _runs.c.status.in_(["running", "failed", "interrupted"]), _runs.c.host == socket.gethostname()
+    )
     with self._connection() as connection:
-        running = connection.execute(query).all()
-    dead = [row for row in running if process_mark(row.pid) != row.process]
-    error = "its process ended without a word"
+        rows = connection.execute(query).all()
+    dead = [row for row in rows if row.status == "running" and process_mark(row.pid) != row.process]
+    silent = "its process ended without a word"
     try:
         for row in dead:
             same = _runs.c.id == row.id, _runs.c.status == "running"
             with self._connection(write=True) as connection:
-                connection.execute(_runs.update().where(*same).values(status="interrupted", error=error))
-            if row.folder:
-                with suppress(OSError, StoreError):  # it may be gone, or another process does the same just now
-                    finish_folder(Path(row.folder), how="interrupted", error=error)
+                connection.execute(_runs.update().where(*same).values(status="interrupted", error=silent))
     except StoreError as e:
         _log.warning("interrupted runs could not be marked: %s", e)
+    for row in rows:
+        if not row.folder or (row.status == "running" and row not in dead):
+            continue
+        folder = Path(row.folder)
+        how, error = ("interrupted", silent) if row in dead else (row.status, row.error)
+        if folder.with_name(f".{folder.name}.tmp").is_dir():
+            with suppress(OSError, StoreError):  # full still, or another process does the same just now
+                finish_folder(folder, how=how, error=error)
     return [row.id for row in dead]
 
 # %% ../../nbs/store/00_database.ipynb #65bb24f7

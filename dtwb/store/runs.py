@@ -11,6 +11,7 @@ import logging
 import math
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -61,8 +62,12 @@ def _written_aside(path: Path) -> Iterator[Path]:
             _remove(path)
         aside.replace(path)
     except OSError as e:
-        with suppress(OSError):
-            _remove(aside)
+        for _ in range(10):  # zarr's threads may still be writing
+            with suppress(OSError):
+                _remove(aside)
+            if not aside.exists():
+                break
+            time.sleep(0.05)
         what = f"it cannot be written: {e.strerror or e}"
         raise StoreError(what, path, "is the disk full? what was stored before is intact") from None
 
@@ -292,9 +297,9 @@ def _end(store: Store, run: Run, how: str, error: str | None):
     failures: list[StoreError] = []
     try:
         finish_folder(run.folder.with_name(run.id), ended=ended, how=how, error=error)
+        run.folder = run.folder.with_name(run.id)
     except (StoreError, OSError) as e:
         failures.append(e if isinstance(e, StoreError) else StoreError(str(e), run.folder))
-    run.folder = run.folder.with_name(run.id)
     run.record |= {"ended": ended, "how": how, "error": error}
     try:
         store.finish_run(run.id, "failed" if failures else how, str(failures[0]) if failures else error)
