@@ -238,7 +238,9 @@ def _released(state: FactoryState, e: ev.JobReleased):
 
 
 def _moved(state: FactoryState, e: ev.PartMoved):
-    job = _job(state, e.subject, e)
+    job = state.jobs.get(e.subject)  # one that has finished still goes to the exit
+    if job is None:
+        _refuse(f"no job {e.subject!r} was released", e)
     job.place, job.arrival = e.destination, e.time + e.duration
 
 
