@@ -217,7 +217,7 @@ def drawing_loss(
     target: torch.Tensor,  # (B, K, h, w) in 0..1
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
 ) -> torch.Tensor:
-    "Binary cross-entropy over all cells, and Dice over the channels that hold a defect; photos without a mask do not count."
+    "Binary cross-entropy over all cells, and Dice over the channels that hold a defect, of photos with a mask."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]
@@ -500,7 +500,8 @@ class TrainingReport:
         }
 
     def _repr_html_(self):
-        return f"<b>{self.model}</b>, trained in {self.seconds:.0f} s, on its test parts:<br>{self.evaluation._repr_html_()}"
+        head = f"<b>{self.model}</b>, trained in {self.seconds:.0f} s, on its test parts:"
+        return f"{head}<br>{self.evaluation._repr_html_()}"
 
 
 def fit_map_threshold(
