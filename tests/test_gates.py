@@ -78,8 +78,11 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parent.parts
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [above, node.module]))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return {parts[1] for name in names if (parts := name.split("."))[0] == "dtwb" and len(parts) > 1} & set(LAYERS)
 
 
