@@ -110,7 +110,8 @@ def kpis(
         raise SimulationError(f"it ends at {end:g} s, before it starts at {start:g} s", "kpis")
     machines = _machine_figures(events, factory, start, end)
     plant = _plant_figures(events, start, end)
-    figures = machines | plant | _overall(machines, plant)
+    overall = _overall(machines, plant)
+    figures = {name: value for name, value in (machines | plant | overall).items() if name in UNITS}
     dims = {"status_share": ("machine", "status")}
     variables = {
         name: (dims.get(name, ("machine",) if np.ndim(value) else ()), value) for name, value in figures.items()
@@ -296,7 +297,7 @@ def _overall(machines: dict[str, Any], plant: dict[str, Any]) -> dict[str, float
         return float(a / b) if b > 0 else math.nan
 
     availability = ratio(machines["actual_production_time"].sum(), machines["planned_busy_time"].sum())
-    effectiveness = ratio(machines.pop("planned_work").sum(), machines.pop("finished_work").sum())
+    effectiveness = ratio(machines["planned_work"].sum(), machines["finished_work"].sum())
     quality = ratio(plant["finished"], plant["finished"] + plant["scrapped"])
     return {
         "availability_overall": availability,
