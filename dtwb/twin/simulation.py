@@ -607,6 +607,8 @@ def _movable(sim: Simulation) -> list[tuple[_Part, _Machine]]:
         key = (part.job.id, part.todo[0])
         start = sim.plan[key][1].start if not part.free else part.ready
         leave = sim.leave.get((part.job.id, part.done[-1])) if part.done and not part.free else None
+        if part.place == "entry" and not part.free and destination.spec.buffer is not None:
+            leave = _time_to_enter(sim, part, destination)
         waits_until = max(part.ready, leave or 0.0)
         if waits_until > sim.now:
             _wake(sim, waits_until)
@@ -631,28 +633,18 @@ def _move_to_a_place(sim: Simulation) -> bool:
     for part, m in _movable(sim):
         buffer = m.spec.buffer
         if buffer is None or len(sim.levels[buffer]) < sim.factory.buffer(buffer).capacity or part.buffer == buffer:
-            if part.place == "entry" and not part.free and not _its_turn_to_enter(sim, part, m):
-                continue
             _set_out(sim, part, m, False)
             return True
     return False
 
 # %% ../../nbs/twin/00_simulation.ipynb #d7b33c1f
-def _its_turn_to_enter(sim: Simulation, part: _Part, m: _Machine) -> bool:
-    "Parts come in from the entry in the order of the sequence, or when it is time, lest they fill the buffer early."
-    group = sim.plan[part.job.id, part.todo[0]][1]
-    due = group.start - _travel(sim, "entry", m.spec.id)
-    if sim.now >= due:
-        return True
-    for earlier in m.sequence:
-        if earlier is group:
-            return True
-        for job, visit in earlier.keys:
-            other = sim.parts[job]
-            if not other.released or other.todo[0] != visit or other.target is None or other in sim.movers:
-                _wake(sim, due)
-                return False
-    return True
+def _time_to_enter(sim: Simulation, part: _Part, m: _Machine) -> float:  # s
+    "A plan does not say when a part comes in: just in time, lest it take a place that others need before."
+    start, travel = sim.plan[part.job.id, part.todo[0]][1].start, _travel(sim, "entry", m.spec.id)
+    time = start - travel
+    while time + travel > start:
+        time = math.nextafter(time, -math.inf)
+    return time
 
 
 def _stands_ready(sim: Simulation, m: _Machine, part: _Part) -> bool:
