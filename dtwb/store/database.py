@@ -160,6 +160,7 @@ _SAYINGS = {
     "not a database": ("it is not a database", "it was left as it is; name another: [store] url"),
     "malformed": ("it is damaged", "sqlite3's .recover saves what can be read; it was left as it is"),
     "unable to open": ("it cannot be opened", "its folder must exist and be writable: [store] url"),
+    "foreign key": ("there is no such run", "Store.runs() lists them"),
     "append-only": ("events are append-only", "start a new run"),
 }
 
@@ -223,8 +224,10 @@ def _engine(url: sa.URL) -> sa.Engine:
     return sa.create_engine(url, json_serializer=_dumps, pool_pre_ping=True, connect_args={"connect_timeout": 5})
 
 
-def _parse(url: str | None) -> sa.URL:
-    url = url or settings().store.url or f"sqlite:///{settings().path('data') / 'dtwb.sqlite'}"
+def _parse(url: str | Path | None) -> sa.URL:
+    url = url or settings().store.url or settings().path("data") / "dtwb.sqlite"
+    if isinstance(url, Path):
+        return sa.URL.create("sqlite", database=str(url))
     try:
         parsed = sa.make_url(url)
         parsed.get_dialect()
@@ -608,7 +611,7 @@ class Store:
     @classmethod
     def open(
         cls,
-        url: str | None = None,  # any SQLAlchemy URL of SQLite or PostgreSQL; the setting `store.url` by default
+        url: str | Path | None = None,  # a file, or the URL of SQLite or PostgreSQL; the setting `store.url` by default
     ) -> "Store":  # up to date; runs whose process is gone are marked interrupted
         "Open a store, made if it isn't there."
         parsed = _parse(url)

@@ -62,14 +62,19 @@ def _written_aside(path: Path) -> Iterator[Path]:
             _remove(path)
         aside.replace(path)
     except OSError as e:
-        for _ in range(10):  # zarr's threads may still be writing
-            with suppress(OSError):
-                _remove(aside)
-            if not aside.exists():
-                break
-            time.sleep(0.05)
+        _remove_for_good(aside)
         what = f"it cannot be written: {e.strerror or e}"
         raise StoreError(what, path, "is the disk full? what was stored before is intact") from None
+
+
+def _remove_for_good(path: Path) -> None:
+    "zarr's threads go on writing for a while after the first of them has failed: until it stays away."
+    quiet, end = 0, time.monotonic() + 10
+    while quiet < 6 and time.monotonic() < end:
+        quiet = 0 if path.exists() else quiet + 1
+        with suppress(OSError):
+            _remove(path)
+        time.sleep(0.05)
 
 
 def _remove(path: Path) -> None:
