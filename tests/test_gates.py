@@ -58,7 +58,7 @@ def test_readme_matches_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme.readme(), "run `make readme`"
 
 
-@pytest.mark.parametrize("notebook", map(str, NOTEBOOKS))
+@pytest.mark.parametrize("notebook", [str(path) for path in NOTEBOOKS])
 def test_notebook_runs(notebook):
     done = nbdev("nbdev-test", notebook, "--n-workers", "1", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
