@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 
 from dtwb.core.errors import SettingsError
 from dtwb.core.parallel import ItemError, Stopped, pmap
@@ -159,6 +160,8 @@ def cluster(tmp_path_factory):
         command = [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--name", name]
         command += ["--no-dashboard", "--local-directory", str(folder)]
         processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder))
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
     yield address
     for process in processes:
         for child in [*psutil.Process(process.pid).children(recursive=True), process]:
