@@ -45,7 +45,7 @@ default_cfgs = generate_default_cfgs({"swin_demo.untrained": {"url": ""}, "resne
 @register_model
 def swin_demo(pretrained=False, **kwargs) -> SwinTransformer:
     "A Swin transformer of 1.3 M parameters."
-    sizes = dict(patch_size=4, window_size=7, embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    sizes = dict(patch_size=4, window_size=8, embed_dim=24, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
     return build_model_with_cfg(
         SwinTransformer,
         "swin_demo",
@@ -220,7 +220,7 @@ class InspectionModel(nn.Module):
                 nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
             )
             self.draw = nn.Conv2d(width, n_classes - 1, 1)
-            nn.init.constant_(self.draw.bias, -4.0)  # pixels are good until shown otherwise
+            nn.init.constant_(self.draw.bias, -2.0)  # pixels are good until shown otherwise
             n_features += 3 * (n_classes - 1)
         self.drop = nn.Dropout(0.2)
         self.decide = nn.Linear(n_features, n_classes)

@@ -84,7 +84,7 @@ def _blowhole(rng, image, severity):
     h, w = image.shape
     shape = np.zeros_like(image)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        r = max(h, w) * (0.007 + 0.018 * severity * rng.uniform(0.5, 1))
+        r = max(1.2, max(h, w) * (0.008 + 0.02 * severity * rng.uniform(0.5, 1)))
         centre = rng.uniform(0.05, 0.95, 2) * (w, h)
         pit = _blob(rng, image.shape, tuple(centre), (r, r * rng.uniform(0.8, 1.8)), 0.4)
         rim = np.roll(pit, (rng.integers(1, 3), rng.integers(-1, 2)), (0, 1)) * (1 - pit)
@@ -179,7 +179,7 @@ def paint_defect(
     "Paint an artificial defect onto a picture, a generated or a real one."
     if defect not in _PAINTERS:
         raise ImageError(f'no defect "{defect}"', "defect", f"defects are: {', '.join(DEFECTS)}")
-    severity = float(rng.uniform(0.15, 1)) if severity is None else severity
+    severity = float(rng.uniform(0.3, 1)) if severity is None else severity
     canvas = image.astype(np.float32)
     shape = _PAINTERS[defect](rng, canvas, severity)
     return np.clip(canvas, 0, 255).astype(np.uint8), shape > 0.5
@@ -193,7 +193,7 @@ def generate_tile(
     wear: float | None = None,  # 0..1, of the grinding wheel; drawn by default
 ) -> tuple[np.ndarray, np.ndarray]:  # image uint8 (H, W) and mask bool (H, W)
     "One photo of a tile, and where its defect is."
-    h, w = size or (int(rng.integers(150, 257)), int(rng.integers(110, 257)))
+    h, w = size or (int(rng.integers(96, 129)), int(rng.integers(72, 129)))
     if min(h, w) < 32:
         raise ImageError(f"a tile of {h} x {w} pixels is too small", "size", "at least 32 x 32")
     image = _surface(rng, (h, w), float(rng.uniform()) if wear is None else wear)

@@ -35,8 +35,8 @@ from torchvision.transforms import v2
 
 from ..core.errors import ImageError, ModelError
 from ..core.settings import settings
-from .bundle import Meta, check_place
-from .export import export_bundle
+from .bundle import Meta, check_place, read_bundle
+from .export import export_bundle, load_weights
 from .images import GOOD, ImageSet, find_leaks
 from .inspector import Evaluation, Inspector, Run, box_from_map, decide, evaluate, softmax
 from .metrics import Measured, best_threshold, box_iou, box_of, score_images
@@ -217,16 +217,18 @@ def drawing_loss(
     target: torch.Tensor,  # (B, K, h, w) in 0..1
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
 ) -> torch.Tensor:
-    "Binary cross-entropy over all cells, and Dice over the channels that hold a defect, of photos with a mask."
+    "Cross-entropy of the defect's cells and of the hardest good ones, and Dice; photos without a mask do not count."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]
-    bce = F.binary_cross_entropy_with_logits(drawn, target, pos_weight=drawn.new_tensor(3.0))
-    p = drawn.sigmoid()
-    overlap, total = (p * target).sum((2, 3)), (p + target).sum((2, 3))
-    holds = target.amax((2, 3)) > 0
-    dice = 1 - (2 * overlap + 1) / (total + 1)
-    return 8 * bce + (dice[holds].mean() if holds.any() else 0.0)
+    each = F.binary_cross_entropy_with_logits(drawn, target, reduction="none").flatten(2)
+    flat = target.flatten(2)
+    hardest = (each * (flat < 0.05)).topk(max(8, flat.shape[2] // 64), 2).values.mean()
+    p = drawn.sigmoid().flatten(2)
+    dice = 1 - (2 * (p * flat).sum(2) + 1) / ((p + flat).sum(2) + 1)
+    own = (each * flat).sum(2) / flat.sum(2).clamp_min(1)
+    holds = flat.amax(2) > 0
+    return 2 * hardest + ((own + dice)[holds].mean() if holds.any() else 0.0)
 
 
 class _Learner(lightning.LightningModule):
@@ -314,8 +316,8 @@ def fit(
     model: str = "resnet_small",  # any timm name, or swin_demo
     size: tuple[int, int] = (256, 256),  # height, width of the input
     pretrained: bool = False,
-    map: str
-    | None = None,  # segmentation, attention, cam; by default segmentation where there are masks, else attention or cam
+    start: str | Path | None = None,  # a bundle of the same backbone, whose weights training starts from
+    map: str | None = None,  # segmentation (the default where there are masks), attention or cam
     epochs: int = 30,  # at most
     epoch_size: int = 1024,  # views an epoch
     time_limit: float | None = None,  # s, of the training proper
@@ -346,6 +348,8 @@ def fit(
     masked = sum(p.label > 0 and p.mask is not None for p in train)
     lightning.seed_everything(seed, verbose=False)
     net = _create(model, len(classes), pretrained, config, map, masked >= 10)
+    if start:
+        _start_from(net, Path(start), classes)
     return _fit(
         net,
         config,
@@ -370,6 +374,18 @@ def _config_for(images: ImageSet, model: str, size, pretrained: bool) -> Preproc
     if pretrained:
         return Preprocess(*size, channels=3, standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     return Preprocess(*size, channels=1 if first.ndim == 2 else 3)
+
+
+def _start_from(net: InspectionModel, start: Path, classes: list[str]) -> None:
+    "Take over the weights that fit; the heads only where the classes are the same."
+    meta = read_bundle(start)
+    if meta.model != net.name:
+        raise ModelError(f"the bundle is a {meta.model}, the model a {net.name}", start, "start from one of its backbone")
+    own = net.state_dict()
+    found = {k: v for k, v in load_weights(start, meta).state_dict().items() if k in own and own[k].shape == v.shape}
+    if list(meta.classes) != classes:
+        found = {k: v for k, v in found.items() if not k.startswith(("draw.", "decide."))}
+    net.load_state_dict(own | found)
 
 
 def _create(model: str, n: int, pretrained: bool, config: Preprocess, map: str | None, masks: bool) -> InspectionModel:
