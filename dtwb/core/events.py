@@ -308,7 +308,7 @@ def from_dict(
         raise SimulationError(
             f"unknown kind of event {data.get('kind')!r}", how=f"known kinds: {', '.join(Event.kinds)}"
         )
-    hints = _HINTS.setdefault(cls, get_type_hints(cls))
+    hints = _HINTS.get(cls) or _HINTS.setdefault(cls, get_type_hints(cls))
     for name, value in payload.items():
         if name not in hints or name in ("kinds", "priority"):
             raise SimulationError(
