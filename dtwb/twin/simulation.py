@@ -794,13 +794,10 @@ def _pick(sim: Simulation, m: _Machine) -> list[_Part]:
     there = [p for p in there if _in_stock(sim, [p])]
     if not there or not _is_open_or_wake(sim, m):
         return []
-    chosen = [there[0]]
     if len(there) > 1:
         average = sum(_mode(sim, p, m).duration.mean for p in there) / len(there)
         there.sort(key=lambda p: (sim.rule(Candidate(sim, p, m, average)), p.left, p.job.id))
-        chosen = there[:1]
-    if m.spec.batch_capacity > 1:
-        chosen = _batch(sim, m, there)
+    chosen = _batch(sim, m, there) if m.spec.batch_capacity > 1 else there[:1]
     if chosen and m.sequence and not _goes_first(sim, m, chosen):
         return []
     return chosen
