@@ -165,6 +165,7 @@ class _Part:
     target: "_Machine | None" = None  # that it has set out for
     direct: "_Machine | None" = None  # that stands ready for it, so that it has no place in a buffer
     choice: "_Machine | None" = None  # of a free part
+    chosen_by: "_Machine | None" = None  # that is being set up for it
     origin: str = "entry"
     left: float = 0.0  # s, when it set out
     ready: float = 0.0  # s, when it came to be among the movers
@@ -653,7 +654,7 @@ def _stands_ready(sim: Simulation, m: _Machine, part: _Part) -> bool:
         return False
     if not part.free:
         return bool(m.sequence) and (part.job.id, part.todo[0]) in m.sequence[0].keys
-    if m.setting_up or m.sequence or len(m.coming) >= m.spec.batch_capacity or not _in_stock(sim, [part]):
+    if m.setting_up or m.sequence or len(m.coming) >= m.spec.batch_capacity or not _in_stock(sim, [*m.coming, part]):
         return False
     if m.coming and _family(sim, m.coming[0]) != _family(sim, part):
         return False
@@ -716,9 +717,11 @@ def _serve(sim: Simulation, m: _Machine) -> bool:
         return False
     if not m.chosen and (m.coming or _queue(sim, m)):
         m.chosen = _pick(sim, m)
+        for part in m.chosen:
+            part.chosen_by = m
     if m.chosen:
         if not _in_stock(sim, m.chosen):  # another machine took it during the set-up
-            m.chosen = []
+            _let_go(m)
             return True
         return _ready_or_set_up(sim, m, m.chosen[0]) and _is_open_or_wake(sim, m) and _begin(sim, m, m.chosen)
     if not m.sequence:
@@ -730,6 +733,12 @@ def _serve(sim: Simulation, m: _Machine) -> bool:
         return m.setting_up
     parts = _startable(sim, m, group)
     return parts is not None and _begin(sim, m, parts)
+
+
+def _let_go(m: _Machine) -> None:
+    for part in m.chosen:
+        part.chosen_by = None
+    m.chosen = []
 
 
 def _startable(sim: Simulation, m: _Machine, group: _Group) -> list[_Part] | None:
@@ -805,7 +814,7 @@ def _pick(sim: Simulation, m: _Machine) -> list[_Part]:
 
 def _may_take(sim: Simulation, m: _Machine, part: _Part) -> bool:
     "Whether the part is there, and not kept for another machine that stands ready for it."
-    if not _can_do(sim, part, m) or not _is_there(sim, part, m):
+    if part.chosen_by is not None or not _can_do(sim, part, m) or not _is_there(sim, part, m):
         return False
     t = part.target
     assert t is not None
@@ -871,7 +880,8 @@ def _begin(sim: Simulation, m: _Machine, parts: list[_Part]) -> bool:
         if planned := sim.plan.pop((part.job.id, part.todo[0]), None):
             if planned[1] in planned[0].sequence:
                 planned[0].sequence.remove(planned[1])
-    m.work, m.chosen, m.remaining = list(parts), [], m.duration
+    m.work, m.remaining = list(parts), m.duration
+    _let_go(m)
     _run_piece(sim, m)
     return True
 
@@ -1146,7 +1156,8 @@ def _take_up(sim: Simulation, schedule: Schedule) -> None:
         _check_batch(sim, row, group)
     sim.leave, sim.plan, sim.planned = leave, {}, True
     for m in sim.machines.values():
-        m.sequence, m.chosen, m.coming = [], [], []
+        m.sequence, m.coming = [], []
+        _let_go(m)
     sim.queues.clear()
     for (machine, _), group in groups.items():
         m = sim.machines[machine]
