@@ -25,7 +25,7 @@ from ..core.events import MachineStatus
 STATUS_COLORS: dict[str, str] = {
     MachineStatus.RUNNING: "#009E73",
     MachineStatus.SETUP: "#56B4E9",
-    MachineStatus.IDLE: "#C4C4C4",
+    MachineStatus.IDLE: "#B4B4B4",
     MachineStatus.STARVED: "#F0E442",
     MachineStatus.BLOCKED: "#E69F00",
     MachineStatus.WARNING: "#CC79A7",
@@ -110,14 +110,13 @@ def guard(
 def empty_state(
     title: str,  # what is missing
     *commands: str,  # what to type to get it
-    text: str = "",
 ) -> pn.viewable.Viewable:
     "Nothing to show, and how to get something."
     lines = "".join(f"<p><code style='font-size:1.1em'>{escape(command)}</code></p>" for command in commands)
+    padding = "4em 1em" if commands else ".5em 1em 1em"
     html = (
-        "<div class='dtwb-empty' style='text-align:center;padding:3em 1em;"
-        "color:var(--mui-palette-text-secondary,#666)'>"
-        f"<h3 style='margin:.2em'>{escape(title)}</h3><p>{escape(text)}</p>{lines}</div>"
+        f"<div class='dtwb-empty' style='text-align:center;padding:{padding};"
+        f"color:var(--mui-palette-text-secondary,#666)'><p>{escape(title)}</p>{lines}</div>"
     )
     return pn.pane.HTML(html, sizing_mode="stretch_width")
 
@@ -132,7 +131,7 @@ def badge_html(
     pulse = "animation:dtwb-pulse 1.6s infinite;" if running else ""
     return (
         "<style>@keyframes dtwb-pulse{50%{opacity:.35}}</style><span class='dtwb-badge' "
-        "style='display:inline-flex;align-items:center;gap:.55em;white-space:nowrap;font-size:13px'>"
+        "style='display:inline-flex;align-items:center;gap:.55em;white-space:nowrap;font-size:13px;color:#fff'>"
         f"<span style='{pulse}background:{colors.get(mode, '#0072B2')};color:#fff;border:1px solid #fff8;"
         f"border-radius:9px;padding:1px 9px;font-weight:600'>{escape(mode)}</span><span>{escape(age)}</span></span>"
     )
@@ -182,6 +181,9 @@ def download(
     )
 
 # %% ../../nbs/ui/00_shell.ipynb #6011fbbe
+_THEME = {"light": {"palette": {"primary": {"main": "#0B4F71"}}}, "dark": {"palette": {"primary": {"main": "#56B4E9"}}}}
+
+
 def page(
     title: str,  # of the browser's tab and the bar
     build: Callable[[], tuple[list, list]],  # gives what goes into the bar, and into the page
@@ -196,7 +198,6 @@ def page(
         title=title,
         header=header,
         main=[pn.Column(*main, sizing_mode="stretch_width", margin=(4, 10))],
-        theme_config={"palette": {"primary": {"main": "#0B4F71"}}},
-        favicon=None,
+        theme_config=_THEME,
         meta_description="dtwb: digital twin workbench",
     )
