@@ -365,9 +365,10 @@ def _add_buffers(model: Model) -> None:
     p, cp = model.problem, model.cp
     stays: dict[int, list[Any]] = defaultdict(list)
 
-    def stay(b: int, since: Any, until: Any, literal: Any, o: int, hinted: int | None, tag: str = ""):
-        longest = max(model.lasts)
-        size = model.number(0, longest, f"stay{tag}_{o}_{b}", hinted)
+    def stay(b: int | None, since: Any, until: Any, literal: Any, o: int, hinted: int | None, tag: str = ""):
+        if b is None:
+            return
+        size = model.number(0, max(model.lasts), f"stay{tag}_{o}_{b}", hinted)
         name = f"place{tag}_{o}_{b}"
         if literal is True:
             stays[b].append(cp.new_interval_var(since, size, until, name))

@@ -81,6 +81,8 @@ class Policy:
     fill: float = 0.0  # share of a batch's capacity that is waited for
     keep_family: bool = False
     patient: bool = True
+    ranks: tuple[float, ...] | None = None  # by operation, instead of a rule
+    fills: tuple[float, ...] = ()  # by batch of a machine, the first one first, instead of `fill`
     plan: dict[int, tuple[int, int]] | None = None  # operation -> (machine, start in ticks), to be followed
     on_time: bool = False  # nothing starts before its time in the plan
     leaves: dict[int, int] | None = None  # operation -> ticks, no part leaves before
@@ -89,6 +91,8 @@ class Policy:
     def name(self) -> str:
         if self.plan is not None:
             return "right-shift" if self.on_time else "left-shift"
+        if self.ranks is not None:
+            return "priorities"
         habits = (f"fill {self.fill:g}" * bool(self.fill), "keep family" * self.keep_family)
         return ", ".join(filter(None, (self.rule, *habits)))
 
@@ -135,6 +139,7 @@ class Dispatch:
     clock: list[tuple[int, int, int]] = field(default_factory=list)  # (ticks, what, whom)
     changed: set[int] = field(default_factory=set)  # machines to look at
     sequence: list[list[int]] = field(default_factory=list)  # by machine: what the plan still has on it
+    batches: list[int] = field(default_factory=list)  # by machine: started so far
     left: int = 0  # operations that have not started
 
     def at(self, ticks: int, what: int, whom: int) -> None:
@@ -155,6 +160,7 @@ def begin(
     d = Dispatch(problem, policy, work, limit)
     d.starts, d.ends, d.leaves, d.where = [-1] * n, [-1] * n, [-1] * n, [-1] * n
     d.on, d.waiting, d.sequence = [set() for _ in range(m)], [{} for _ in range(m)], [[] for _ in range(m)]
+    d.batches = [0] * m
     d.free = [machine.available for machine in problem.machines]
     d.family = [machine.family for machine in problem.machines]
     d.level, d.stock, d.left = [0] * len(problem.buffers), [x.stock for x in problem.materials], n
@@ -300,6 +306,8 @@ def _rank(d: Dispatch, o: int, m: int) -> float:
     "The rule's number for operation `o`; its time in the plan where there is one."
     if d.policy.plan is not None:
         return d.policy.plan.get(o, (0, d.since[o]))[1]
+    if d.policy.ranks is not None:
+        return d.policy.ranks[o]
     duration = d.problem.duration(o, m)
     return RULES[d.policy.rule](d.work, o, round(d.work.mean[o]) if duration is None else duration, d.since[o], d.now)
 
@@ -412,7 +420,9 @@ def _batch(d: Dispatch, m: int, o: int, ready: list[int]) -> list[int]:
 
 def _worth(d: Dispatch, m: int, batch: list[int]) -> bool:
     "Is the batch full enough, or can it never be?"
-    p, wanted = d.problem, math.ceil(d.policy.fill * d.problem.machines[m].batch_capacity)
+    p, n = d.problem, d.batches[m]
+    fill = d.policy.fills[n] if n < len(d.policy.fills) else d.policy.fill
+    wanted = math.ceil(fill * p.machines[m].batch_capacity)
     if d.forced or d.policy.plan is not None or len(batch) >= wanted:
         return True
     family = p.operation(batch[0]).family
@@ -442,7 +452,7 @@ def _start(d: Dispatch, m: int, batch: list[int]) -> bool:
         d.starts[o], d.ends[o], d.where[o] = d.now, ends, m
         d.on[m].add(o)
         d.at(ends, _ENDS, o)
-    d.family[m], d.left = p.operation(batch[0]).family, d.left - len(batch)
+    d.family[m], d.left, d.batches[m] = p.operation(batch[0]).family, d.left - len(batch), d.batches[m] + 1
     return True
 
 # %% ../../nbs/scheduling/10_rules.ipynb #b3fd4a13
