@@ -37,6 +37,7 @@ class Model:
 
     problem: Problem
     hint: Solution | None = None
+    keep: dict[int, tuple[int, int]] = field(default_factory=dict)  # operation -> (machine, start) that must stay
     cp: cp_model.CpModel = field(default_factory=cp_model.CpModel)
     starts: list[Any] = field(default_factory=list)
     ends: list[Any] = field(default_factory=list)
@@ -79,6 +80,10 @@ def _add_operations(model: Model) -> None:
             model.cp.add_exactly_one(literal for _, literal in literals)
         shortest = min(mode.duration for mode in operation.modes)
         start = 0 if started else model.number(0, last - shortest, f"start_{name}", model.given("starts", o))
+        if o in model.keep:
+            machine, kept = model.keep[o]
+            model.cp.add(start == kept)
+            model.cp.add_bool_or(model.at[o][machine])
         model.starts.append(start)
         model.ends.append(_end(model, o, start, name))
         waits = k + 1 < len(p.jobs[j].operations) and any(
@@ -523,9 +528,10 @@ def build_model(
     hint: Solution | None = None,  # a feasible solution; it also bounds how late jobs may be
     reference: Schedule | None = None,
     stability: Stability | None = None,
+    keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
 ) -> Model:
     "The CP-SAT model of `problem`."
-    model = Model(problem, hint)
+    model = Model(problem, hint, keep or {})
     known = None
     if hint is not None:
         known = objective_value(problem, objective, hint.ends)
@@ -621,11 +627,12 @@ def solve_cpsat(
     stop: Callable[[], bool] | None = None,  # asked ten times a second
     reference: Schedule | None = None,
     stability: Stability | None = None,
+    keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
     tune: Callable[[Any], Any] | None = None,  # may change the solver's parameters
 ) -> Solution:  # raises ScheduleError if there is no solution, or none was found
     "Solve `problem` with CP-SAT."
     began = time.perf_counter()
-    model = build_model(problem, objective, hint, reference, stability)
+    model = build_model(problem, objective, hint, reference, stability, keep)
     solver = parameters(problem, time_limit, seed, workers)
     if tune:
         tune(solver.parameters)
