@@ -168,7 +168,7 @@ _SHOWN_IN = {"1": (100, "%"), "s": (1 / 3600, "h")}  # unit -> factor, unit
 
 
 def kpi_frame(view: RunView) -> pd.DataFrame:  # by name: value, unit
-    "The KPIs of the whole run."
+    "The key figures of the whole run."
     stored = view.stored_kpis
     if len(stored) and not view.running:
         return stored[stored.window == ""][["value", "unit"]]
@@ -183,7 +183,7 @@ def kpi_strip(view: RunView) -> pn.pane.HTML:
     values = frame.value.to_dict()
     ended = values.get("finished", 0) + values.get("scrapped", 0)
     notes = {
-        "throughput_rate": f"{values.get('finished', 0):.0f} of {values.get('released', 0):.0f} jobs finished",
+        "throughput_rate": f"{values.get('finished', 0):.0f} of {values.get('released', 0):.0f} jobs",
         "scrapped": f"{parts.percent(values.get('scrapped', 0) / ended)} of ended jobs" if ended else "",
         "failures": f"{values.get('maintenances', 0):.0f} maintenances",
     }
@@ -332,6 +332,8 @@ class Overview(param.Parameterized):
         self.events = table(parts.events_frame([]))
         self.bodies = {name: pn.Column(sizing_mode="stretch_width") for name in VIEWS}
         self.main = pn.Column(sizing_mode="stretch_width")
+        first = pn.Row(self.picker, self.bodies["about"], sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        self.page = pn.Column(first, self.main, sizing_mode="stretch_width")
         self.refresh()
         self._watch()
 
@@ -341,7 +343,7 @@ class Overview(param.Parameterized):
         for widget, name in ((self.plan, "gantt"), (self.by, "gantt"), (self.defects_only, "detections")):
             widget.param.watch(lambda _, name=name: self._draw(name), "value")
         self.kinds.param.watch(lambda _: self._draw("events"), "value")
-        self.subject.param.watch(lambda _: self._draw("events"), "value")
+        self.subject.param.watch(lambda _: self._draw("events"), "value_input")
 
 # %% ../../nbs/ui/60_overview.ipynb #7aff7ead
 @patch
@@ -353,14 +355,14 @@ def refresh(self: Overview) -> None:
         if latest is None:
             self.main[:] = [empty_state("There is no run yet. Make one:", "make demo", "dtwb run")]
             return
+        self._offer(run_options(runs, latest))
         run = latest if self.run == LATEST else str(self.run)
         view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
-        self._offer(run_options(runs, latest))
         self.badge.object = badge(view)
         if self.view is None or view.key != self.view.key:
             self._show(view)
     except Exception as e:
-        self.view, self.badge.object = None, ""
+        self.view, self.badge.object, self.bodies["about"][:] = None, "", []
         self.main[:] = [error_panel(e, "Overview", "" if self.run == LATEST else str(self.run))]
 
 
@@ -421,10 +423,8 @@ VIEWS = {  # name -> what it is called, and how it is drawn
 def _sections(self: Overview, with_comparison: bool) -> list:
     "The page from top to bottom."
     b, csv = self.bodies, self._csv
-    first = pn.Row(self.picker, b["about"], sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
     worth = section("With the closed loop and without", b["comparison"], note="paired, with confidence intervals")
     return [
-        first,
         section("Key figures", b["kpis"], tools=(csv("kpis", lambda v: kpi_frame(v).reset_index()),)),
         section(
             "Plan and reality",
@@ -453,7 +453,7 @@ def _gantt_bars(self: Overview, view: RunView) -> pd.DataFrame:
 
 @patch
 def _filtered(self: Overview, view: RunView) -> pd.DataFrame:
-    return parts.events_frame(view.events, self.kinds.value, self.subject.value)
+    return parts.events_frame(view.events, self.kinds.value, self.subject.value_input)
 
 
 @patch
@@ -477,7 +477,7 @@ def _build() -> tuple[list, list]:
         pn.state.location.sync(overview, {"run": "run"})
     if pn.state.curdoc:
         pn.state.add_periodic_callback(overview.refresh, _REFRESH)
-    return [overview.badge], [overview.main]
+    return [overview.badge], [overview.page]
 
 
 def create_app() -> pmui.Page:

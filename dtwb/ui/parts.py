@@ -290,15 +290,17 @@ def tiles_html(
 ) -> str:
     "Large numbers side by side."
     cells = "".join(
-        f"<div class='dtwb-kpi' data-kpi='{escape(label)}' style='flex:1 1 118px;min-width:118px;padding:.55em .8em;"
+        f"<div class='dtwb-kpi' data-kpi='{escape(label)}' style='padding:.55em .8em;"
         "border:1px solid #8884;border-radius:8px'>"
         f"<div style='font-size:.8rem;opacity:.75'>{escape(label)}</div>"
-        f"<div style='font-size:1.55rem;font-weight:600;line-height:1.3;white-space:nowrap'>{escape(value)}"
+        "<div class='dtwb-value' style='font-size:1.55rem;font-weight:600;line-height:1.3;white-space:nowrap'>"
+        f"{escape(value)}"
         f"<span style='font-size:.8rem;font-weight:400;opacity:.75'> {escape(unit)}</span></div>"
         f"<div style='font-size:.75rem;opacity:.75;min-height:1.1em'>{escape(note)}</div></div>"
         for label, value, unit, note in tiles
     )
-    return f"<div style='display:flex;flex-wrap:wrap;gap:8px'>{cells}</div>"
+    columns = "grid-template-columns:repeat(auto-fit,minmax(112px,1fr))"
+    return f"<div style='display:grid;{columns};gap:8px'>{cells}</div>"
 
 # %% ../../nbs/ui/10_parts.ipynb #b4f44916
 def picture_uri(

@@ -181,7 +181,11 @@ def download(
     )
 
 # %% ../../nbs/ui/00_shell.ipynb #6011fbbe
-_THEME = {"light": {"palette": {"primary": {"main": "#0B4F71"}}}, "dark": {"palette": {"primary": {"main": "#56B4E9"}}}}
+_BAR = {"MuiAppBar": {"styleOverrides": {"root": {"backgroundColor": "#0B4F71", "color": "#fff"}}}}
+_THEME = {
+    "light": {"palette": {"primary": {"main": "#0B4F71"}}, "components": _BAR},
+    "dark": {"palette": {"primary": {"main": "#56B4E9"}}, "components": _BAR},
+}
 
 
 def page(

@@ -1,0 +1,249 @@
+"""The overview in a real browser: what it shows, what it survives, and that it asks nobody else for anything."""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dtwb.core.factory import Factory
+from dtwb.store.database import Store
+from dtwb.store.runs import run_folder
+from dtwb.twin.kpis import kpis
+from dtwb.twin.simulation import Run, simulate
+
+pytestmark = pytest.mark.browser
+PLANT = Factory.load(ROOT / "data" / "factories" / "tile_plant.yaml")
+SERVE = "from dtwb.ui.serve import serve; serve('127.0.0.1', 0, started=lambda url: print('at', url, flush=True))"
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+
+
+@dataclass
+class Site:
+    url: str
+    data: Path
+    runs: dict[str, Run]  # id -> what was simulated, from the oldest to the newest
+
+
+def make_run(data: Path, store: Store, seed: int) -> tuple[str, Run]:
+    "A run as `dtwb run` leaves it: a plan, carried out by the stochastic twin, with pictures of what the camera saw."
+    plan = simulate(PLANT, rule="edd", disturbances=False).schedule
+    result = simulate(PLANT, schedule=plan, seed=seed)
+    with run_folder("loop", seed=seed, name=PLANT.name, store=store, root=data / "runs") as run:
+        PLANT.save(run.folder / "factory.yaml")
+        detections = []
+        for event in result.events:
+            run.writer(event)
+            if event.kind == "PartInspected":
+                picture = np.full((64, 128, 3), (0, 90, 220), np.uint8)
+                image = run.save_picture(f"detection_{len(detections)}", picture)
+                row = {"time": event.time, "job": event.subject, "machine": event.machine, "truth": event.truth}
+                found = {"defect_type": event.verdict, "confidence": event.confidence, "inference_ms": 9.0}
+                detections.append(row | found | {"image": str(image), "bbox": [1, 2, 3, 4]})
+        store.add_detections(run.id, detections)
+    return run.id, result
+
+
+@contextlib.contextmanager
+def served(data: Path):
+    "The real server in a process of its own; gives its address."
+    env = os.environ | {"DTWB_PATHS__DATA": str(data), "DTWB_PATHS__RUNS": str(data / "runs")}
+    command = [sys.executable, "-c", SERVE]
+    with open(data.parent / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in server.stdout], daemon=True).start()
+    try:
+        while not (line := lines.get(timeout=120)).startswith("at "):
+            pass
+        yield line.split()[1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    data = tmp_path_factory.mktemp("plant") / "data"
+    data.mkdir()
+    with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
+        runs = dict(make_run(data, store, seed) for seed in (1, 2))
+    with served(data) as url:
+        yield Site(url, data, runs)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    "Opens an address; at the end nobody else may have been asked for anything, and nothing may have gone wrong."
+    asked, wrong = set(), []
+    page = browser.new_page(viewport={"width": 1440, "height": 2600})
+    page.on("request", lambda request: asked.add(urlsplit(request.url)))
+    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_default_timeout(40_000)
+    own = set()
+
+    def visit(url: str):
+        own.add(urlsplit(url).netloc)
+        page.goto(url)
+        return page
+
+    yield visit
+    page.close()
+    assert {part.netloc for part in asked if part.scheme in ("http", "https", "ws", "wss")} <= own
+    assert wrong == []
+
+
+def tile(page, label: str) -> str:
+    "The number on a tile of the KPI strip."
+    return page.locator(f".dtwb-kpi[data-kpi='{label}'] .dtwb-value").inner_text().split()[0]
+
+
+def expected(run: Run) -> dict[str, str]:
+    figures = kpis(run.events, run.factory)
+    return {
+        "OEE": f"{figures.oee_overall.item() * 100:.1f}",
+        "Throughput": f"{figures.throughput_rate.item():.1f}",
+        "On time": f"{figures.on_time_delivery.item() * 100:.1f}",
+        "Scrap": f"{figures.scrapped.item():.0f}",
+        "Tardiness, total": f"{figures.tardiness.item() / 3600:.1f}",
+    }
+
+
+def colors(png: bytes) -> set[str]:
+    "The colours of a picture that fill more than 200 of its pixels."
+    pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(png, np.uint8), 1), cv2.COLOR_BGR2RGB).reshape(-1, 3)
+    values, counts = np.unique(pixels, axis=0, return_counts=True)
+    return {"#{:02X}{:02X}{:02X}".format(*value) for value in values[counts > 200]}
+
+
+def test_the_latest_run_is_shown(site, visit):
+    newest = list(site.runs)[-1]
+    page = visit(site.url)
+    page.wait_for_selector(".dtwb-kpi")
+    want = expected(site.runs[newest])
+    assert {label: tile(page, label) for label in want} == want
+    assert newest in page.get_by_text("Run 2").first.inner_text()
+    assert page.locator(".dtwb-badge").inner_text().split()[0] == "simulated"
+    page.wait_for_selector("canvas")
+    gantt, states = page.locator(".bk-Figure").nth(0), page.locator(".bk-Figure").nth(1)
+    page.wait_for_timeout(1500)
+    assert {"#0072B2", "#E69F00", "#009E73"} <= colors(gantt.screenshot())
+    assert {"#009E73", "#B4B4B4", "#F0E442"} <= colors(states.screenshot())
+    assert "#005ADC" in colors(page.locator(".dtwb-detection img").first.screenshot())
+
+
+def test_events_are_filtered(site, visit):
+    run = list(site.runs.values())[-1]
+    page = visit(site.url)
+    rows = page.locator(".tabulator").last.locator(".tabulator-row")
+    rows.first.wait_for()
+    assert "RunEnded" in rows.first.inner_text()
+    page.get_by_label("Subject or text").fill("press_2")
+    page.locator(".tabulator-row", has_text="RunEnded").wait_for(state="detached")
+    texts = rows.all_inner_texts()
+    assert texts and all("press_2" in text for text in texts)
+    page.get_by_label("Subject or text").fill("nothing is called that")
+    rows.first.wait_for(state="detached")
+    with page.expect_download() as download:
+        page.get_by_label("Subject or text").fill("")
+        rows.first.wait_for()
+        page.get_by_role("button", name="CSV").last.click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert lines[0] == "number,time,seconds,kind,subject,what" and len(lines) == len(run.events) + 1
+
+
+def test_another_run_by_picker_and_by_address(site, visit):
+    old, new = site.runs
+    page = visit(site.url)
+    page.wait_for_selector(".dtwb-kpi")
+    page.get_by_role("combobox", name="Run").click()
+    page.get_by_role("menuitem", name=old).last.click()
+    page.get_by_text(f"Run {old}").wait_for()
+    want = expected(site.runs[old])
+    assert {label: tile(page, label) for label in want} == want != expected(site.runs[new])
+    page.wait_for_function(f"() => location.search.includes('{old}')")
+    page = visit(f"{site.url}?run={old}")
+    page.get_by_text(f"Run {old}").wait_for()
+    assert tile(page, "OEE") == want["OEE"]
+
+
+def test_a_run_that_is_not_there(site, visit):
+    page = visit(f"{site.url}?run=20000101-000000-0000")
+    page.get_by_text("there is no such run").wait_for()
+    page.get_by_role("combobox", name="Run").click()
+    page.get_by_role("menuitem", name=next(iter(site.runs))).last.click()
+    page.wait_for_selector(".dtwb-kpi")
+
+
+def test_a_view_that_fails_leaves_the_others(site, visit):
+    with Store.open(f"sqlite:///{site.data}/dtwb.sqlite") as store:
+        run, _ = make_run(site.data, store, 3)
+    (site.data / "runs" / run / "factory.yaml").write_text("name: tile_plant\nmachines: [{id: press_1, bufer: x}]\n")
+    page = visit(f"{site.url}?run={run}")
+    page.get_by_text("bufer: there is no such field").first.wait_for()
+    page.get_by_text(f"of run {run} cannot be shown").first.wait_for()
+    page.wait_for_selector("canvas")
+    page.wait_for_selector(".dtwb-detection")
+    assert page.locator(".tabulator-row").count() > 5
+
+
+def test_nothing_there_yet_then_something(tmp_path, visit):
+    data = tmp_path / "data"
+    data.mkdir()
+    with served(data) as url:
+        page = visit(url)
+        page.wait_for_selector(".dtwb-empty")
+        assert "make demo" in page.locator(".dtwb-empty").inner_text()
+        with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
+            make_run(data, store, 4)
+        page.wait_for_selector(".dtwb-kpi")
+        page.close()
+
+
+def test_a_store_that_cannot_be_opened(tmp_path, visit):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dtwb.sqlite").write_text("Dear plant manager, " * 100)
+    with served(data) as url:
+        page = visit(url)
+        page.get_by_text("it is not a database").wait_for()
+        page.close()
+
+
+def test_dark(site, visit):
+    page = visit(site.url)
+    page.wait_for_selector("canvas")
+    page.get_by_label("Toggle theme").click()
+    page.wait_for_timeout(1500)
+    picture = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), 0)
+    assert np.median(picture) < 60
+    figure = cv2.imdecode(np.frombuffer(page.locator(".bk-Figure").first.screenshot(), np.uint8), 0)
+    assert np.median(figure) < 60 and (figure[:, :90] > 150).sum() > 200  # the names of the machines
+
+
+def test_a_port_in_use_is_one_line(site):
+    port = urlsplit(site.url).port
+    command = [sys.executable, "-c", f"from dtwb.ui.serve import serve; serve('127.0.0.1', {port})"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert f"SettingsError: 127.0.0.1:{port}: the port is in use" in done.stderr.splitlines()[-1]
