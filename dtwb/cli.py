@@ -6,7 +6,7 @@
 __all__ = ['app', 'AsJson', 'Seed', 'Backend', 'say_json', 'say_table', 'progress', 'run', 'train', 'inspect', 'schedule',
            'read_problem', 'write_schedule', 'simulate', 'serve', 'info', 'facts', 'fail', 'main']
 
-# %% ../nbs/cli.ipynb #68285339
+# %% ../nbs/cli.ipynb #c4834b09
 import errno
 import json
 import os
@@ -22,7 +22,7 @@ import typer
 
 from .core.errors import DtwbError, StoreError
 
-# %% ../nbs/cli.ipynb #2bf917cc
+# %% ../nbs/cli.ipynb #97886359
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -70,7 +70,7 @@ def _cell(value: Any) -> str:
 
     return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
 
-# %% ../nbs/cli.ipynb #749b960e
+# %% ../nbs/cli.ipynb #9691cedc
 @contextmanager
 def progress() -> Iterator[Callable[[str, float, float | None], None]]:  # update(what, done, total)
     "A bar with the time left on stderr, where a person looks; nothing elsewhere."
@@ -81,7 +81,7 @@ def progress() -> Iterator[Callable[[str, float, float | None], None]]:  # updat
         task = shown.add_task("", total=None)
         yield lambda what, done, total: shown.update(task, description=what, completed=done, total=total)
 
-# %% ../nbs/cli.ipynb #ba2f6e3f
+# %% ../nbs/cli.ipynb #c8882c7c
 @app.command()
 def run(
     factory: Annotated[Path | None, typer.Argument(help="A factory's YAML file. [default: the tile plant]")] = None,
@@ -136,7 +136,7 @@ def run(
         typer.echo("+ the loop is better, - it is worse; without a sign the interval holds 0.")
     typer.echo(f"Run {session.run.id}: {session.run.folder}\nLook: dtwb serve, then /overview?run={session.run.id}")
 
-# %% ../nbs/cli.ipynb #70014715
+# %% ../nbs/cli.ipynb #0a9ccffc
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="A folder of images: MVTec-AD layout, class folders, or a CSV in it.")],
@@ -158,7 +158,11 @@ def train(
     report = train(image_set, out, seed=seed, progress=sys.stderr.isatty() and not as_json, **given)
     if as_json:
         return say_json(report.to_json())
-    say_table(f"{data.name}: on the test groups", ["measure", "value", "95 % interval, by group"], report.rows())
+    rows = [
+        [name, f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}"]
+        for name, figure in report.figures.items()
+    ]
+    say_table(f"{data.name}: on the test groups", ["measure", "value", "95 % interval, by group"], rows)
     typer.echo(f"The bundle is {out}\nTry: dtwb inspect {out} PHOTO...")
 
 
@@ -192,7 +196,7 @@ def inspect(
     say_table(f"{len(found)} photos by {bundle}", ["photo", "verdict", "confidence", "box (x, y, w, h)", "ms"], rows)
     typer.echo(f"Pictures: {out.resolve()}")
 
-# %% ../nbs/cli.ipynb #da48ef6a
+# %% ../nbs/cli.ipynb #8219911a
 @app.command()
 def schedule(
     file: Annotated[Path, typer.Argument(help="A factory (.yaml), a job shop or a flexible job shop.")],
@@ -215,7 +219,7 @@ def schedule(
             method=method,
             time_limit=time_limit,
             seed=seed,
-            stop=lambda: update("solving", time.monotonic() - began, time_limit),  # asked ten times a second
+            stop=lambda: bool(update("solving", time.monotonic() - began, time_limit)),  # asked ten times a second
         )
     verify(problem, solution)
     if out:
@@ -257,7 +261,7 @@ def write_schedule(schedule: Any, out: Path) -> None:
     aside.write_text(to_json(schedule) if out.suffix == ".json" else to_frame(schedule).to_csv(index=False))
     aside.replace(out)
 
-# %% ../nbs/cli.ipynb #a4255693
+# %% ../nbs/cli.ipynb #bfd115f4
 @app.command()
 def simulate(
     factory: Annotated[Path | None, typer.Argument(help="A factory's YAML file. [default: the tile plant]")] = None,
@@ -294,7 +298,7 @@ def simulate(
     say_table(f"{plant.name}, seed {seed}: {result.how}", ["KPI", "value", "unit"], rows)
     typer.echo(f"Run {run.id}: {run.folder}\nLook: dtwb serve, then /overview?run={run.id}")
 
-# %% ../nbs/cli.ipynb #844bb26f
+# %% ../nbs/cli.ipynb #3e245286
 @app.command()
 def serve(
     address: Annotated[str | None, typer.Option(help="Where to listen. [default: the settings']")] = None,
@@ -302,11 +306,9 @@ def serve(
     show: Annotated[bool, typer.Option("--show", help="Open a browser.")] = False,
 ):
     "Serve the dashboards."
-    from dtwb.core.settings import settings
-    from dtwb.ui.shell import serve
+    from dtwb.ui.serve import serve
 
-    inforce = settings().serve
-    serve(address or inforce.address, inforce.port if port is None else port, show=show)
+    serve(address, port, show=show, started=lambda url: typer.echo(f"Serving {url} (Ctrl-C ends it)"))
 
 
 @app.command()
@@ -356,7 +358,7 @@ def _gpu() -> str:
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
-# %% ../nbs/cli.ipynb #004a0d57
+# %% ../nbs/cli.ipynb #7fb6706a
 _DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -389,6 +391,6 @@ def main() -> None:
             raise
         fail(StoreError(_DISK[e.errno], e.filename or "", "free some space; what was stored before is intact"))
 
-# %% ../nbs/cli.ipynb #cc46dea7
+# %% ../nbs/cli.ipynb #7844d1ab
 if __name__ == "__main__" and "ipykernel" not in sys.modules and "IPython" not in sys.modules:
     main()
