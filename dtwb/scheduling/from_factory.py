@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..core.errors import ScheduleError
-from ..core.factory import Factory, Machine, Operation, open_windows, setup_time
+from ..core.factory import Factory, Machine, Operation, open_windows, operation_of, setup_time
 from ..core.state import FactoryState, JobState, MachineState
 from dtwb.scheduling.problem import (
     ENTRY,
