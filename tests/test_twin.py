@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dtwb.core import events as ev
 from dtwb.core.events import in_order
-from dtwb.core.factory import Factory, open_windows, operation_of, parse_factory
+from dtwb.core.factory import Factory, open_windows, parse_factory
 from dtwb.core.schedule import Schedule
 from dtwb.core.state import apply, initial_state
 from dtwb.twin.simulation import RULES, Simulation, simulate
@@ -92,7 +92,7 @@ def factories(draw):
         # a route passes the machines in their order: one that comes back may lock the plant up, see the other tests
         stages = sorted(draw(st.lists(st.sampled_from(range(len(ids))), min_size=1, max_size=5, unique=True)))
         for k, stage in enumerate(stages):
-            spread = draw(st.sampled_from([ids[stage : stage + 1], ids[stage : (stages + [len(ids)])[k + 1]]]))
+            spread = draw(st.sampled_from([ids[stage : stage + 1], ids[stage : [*stages, len(ids)][k + 1]]]))
             cv = pick(0, 0.5)
             modes = [
                 {"machine": id, "duration": {"distribution": "gamma", "mean": draw(st.integers(1, 30)), "cv": cv}}
@@ -177,3 +177,83 @@ def test_a_plan_is_carried_out_under_disturbances(factory, seed):
             assert row.start >= planned[row.job, row.operation].start
             sequences[row.machine].append(planned[row.job, row.operation].start)
     assert all(starts == sorted(starts) for starts in sequences.values()), "something overtook"
+
+
+def test_waiting_times_follow_lindleys_recursion():
+    """One machine, Poisson arrivals, lognormal work: an independent computation of every start (Lindley 1952)."""
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(1, 400))
+    work = {"machine": "m", "duration": {"distribution": "lognormal", "mean": 0.8, "cv": 1.5}}
+    factory = parse_factory(
+        {
+            "name": "queue",
+            "machines": [{"id": "m"}],
+            "products": [{"id": "p", "operations": [{"id": "o", "modes": [work]}]}],
+            "orders": [{"id": f"o{i:03}", "product": "p", "release": float(t)} for i, t in enumerate(arrivals)],
+        }
+    )
+    rows = simulate(factory, rule="fifo", seed=1).schedule.rows
+    assert [row.job for row in rows] == [f"o{i:03}-1" for i in range(400)]
+    free, services = 0.0, [row.end - row.start for row in rows]
+    for row, arrival, service in zip(rows, arrivals, services):
+        assert row.start == pytest.approx(max(arrival, free), abs=1e-6)
+        free = max(arrival, free) + service
+    assert np.mean(services) == pytest.approx(0.8, abs=4 * np.std(services) / 20)
+
+
+def test_the_same_run_in_another_process():
+    """Same seed, same log, whatever the hash seed of Python; another seed, another log."""
+    code = (
+        "from dtwb.core.factory import Factory; from dtwb.twin.simulation import simulate;"
+        "print(simulate(Factory.load('data/factories/tile_plant.yaml'), rule='atc', seed=7).hash)"
+    )
+    hashes = set()
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        hashes.add(done.stdout.strip())
+    assert hashes == {simulate(PLANT, rule="atc", seed=7).hash}
+    assert simulate(PLANT, rule="atc", seed=8).hash not in hashes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_laws_hold_in_the_tile_plant(seed):
+    plan = simulate(PLANT, rule="setup", disturbances=False).schedule
+    for run in (simulate(PLANT, rule="edd", seed=seed), simulate(PLANT, plan, seed=seed)):
+        check_the_laws(PLANT, run)
+        assert run.how == "finished"
+
+
+def test_a_controller_changes_its_mind_at_every_piece_of_news():
+    """New plans at any moment, the whole rest on other machines: no law is broken, nothing is lost."""
+    plans = [simulate(PLANT, rule=rule, disturbances=False).schedule for rule in ("fifo", "spt", "lpt")]
+    calls = []
+
+    def fickle(sim, news):
+        calls.append(news)
+        assert all(e.time == sim.now for e in news)
+        state = sim.state()
+        assert state.time == sim.now
+        if news[0].kind == "AlarmRaised":
+            return sim.dispatch("edd", "stuck")
+        rows = []
+        for row in plans[len(calls) % 3].rows:  # jobs that went back are left to the end
+            job = state.jobs.get(row.job)
+            if job is None or (job.ended is None and row.operation in job.todo and not job.reworked):
+                rows.append(row)
+        sim.set_schedule(Schedule(tuple(rows)), "another one")
+
+    run = simulate(PLANT, plans[0], seed=2, controller=fickle)
+    check_the_laws(PLANT, run)
+    assert len(calls) > 10 and run.how == "finished"
+    counts = run.state().counts
+    assert counts["released"] == len(PLANT.jobs()) == counts["finished"] + counts["scrapped"]
+
+
+def test_stepping_and_running_are_the_same():
+    whole = simulate(PLANT, seed=4)
+    sim = Simulation(PLANT, seed=4)
+    sim.run_until(10_000)
+    assert sim.now == 10_000 and sim.events[-1].time <= 10_000
+    while sim.step():
+        pass
+    assert sim.run().hash == whole.hash

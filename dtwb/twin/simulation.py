@@ -654,7 +654,7 @@ def _stands_ready(sim: Simulation, m: _Machine, part: _Part) -> bool:
         return False
     if not part.free:
         return bool(m.sequence) and (part.job.id, part.todo[0]) in m.sequence[0].keys
-    if m.setting_up or m.sequence or len(m.coming) >= m.spec.batch_capacity or not _in_stock(sim, [*m.coming, part]):
+    if m.setting_up or m.sequence or len(m.coming) >= m.spec.batch_capacity or _operation(sim, part).materials:
         return False
     if m.coming and _family(sim, m.coming[0]) != _family(sim, part):
         return False
@@ -795,12 +795,11 @@ def _end_setup(m: _Machine, token: int) -> None:
 # %% ../../nbs/twin/00_simulation.ipynb #1f9e1fea
 def _pick(sim: Simulation, m: _Machine) -> list[_Part]:
     "The free parts that the machine takes next; none if it had better wait."
-    there = [p for p in m.coming if _is_there(sim, p, m)]
-    if there or not m.coming:
-        there += [p for p in _queue(sim, m) if _may_take(sim, m, p)]
-    elif m.spec.batch_capacity == 1:
-        return []  # it is kept for the part that is on its way
-    there = [p for p in there if _in_stock(sim, [p])]
+    if not all(_is_there(sim, p, m) for p in m.coming):
+        return []  # it is kept for them
+    there = list(m.coming)
+    if len(there) < m.spec.batch_capacity:
+        there += [p for p in _queue(sim, m) if _may_take(sim, m, p) and _in_stock(sim, [p])]
     if not there or not _is_open_or_wake(sim, m):
         return []
     if len(there) > 1:
