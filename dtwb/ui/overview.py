@@ -169,7 +169,7 @@ _SHOWN_IN = {"1": (100, "%"), "s": (1 / 3600, "h")}  # unit -> factor, unit
 
 def kpi_frame(view: RunView) -> pd.DataFrame:  # by name: value, unit
     "The key figures of the whole run."
-    stored = view.stored_kpis
+    stored: Any = view.stored_kpis
     if len(stored) and not view.running:
         return stored[stored.window == ""][["value", "unit"]]
     figures = kpis(view.events, view.factory)
@@ -306,7 +306,7 @@ def newest(runs: pd.DataFrame, store: Store) -> str | None:  # its id; None: the
 
 def run_options(runs: pd.DataFrame, latest: str) -> dict[str, str]:  # label -> id
     "What the run picker offers."
-    labels = {f"{run}  {r['name']} ({r['what']}, {r['status']})": run for run, r in runs.iterrows()}
+    labels = {f"{run}  {r['name']} ({r['what']}, {r['status']})": str(run) for run, r in runs.iterrows()}
     return {f"latest: {latest}": LATEST} | labels
 
 # %% ../../nbs/ui/60_overview.ipynb #3755ccee
@@ -318,10 +318,21 @@ class Overview(param.Parameterized):
     "One visitor's overview of one store."
 
     run = param.Parameter(LATEST, doc="the run's id as in the address, or latest")
+    # methods that come below, each beside its prose
+    refresh: Any
+    _offer: Any
+    _show: Any
+    _draw: Any
+    _sections: Any
+    _gantt_bars: Any
+    _filtered: Any
+    _csv: Any
+    _svg: Any
+    view: Any  # RunView, once there is one
 
     def __init__(self, store: Store, **params):
         super().__init__(**params)
-        self.store, self.view, self.x_range = store, None, Range1d(0, 1)
+        self.store, self.view, self.x_range = store, None, Range1d(start=0, end=1)
         self.picker = _select("Run", 400, options={LATEST: LATEST}, value=LATEST)
         self.plan = _select("Plan", 340, options=[])
         self.by = _select("Colour by", 120, options=["order", "product", "job"], value="order")
@@ -453,7 +464,7 @@ def _gantt_bars(self: Overview, view: RunView) -> pd.DataFrame:
 
 @patch
 def _filtered(self: Overview, view: RunView) -> pd.DataFrame:
-    return parts.events_frame(view.events, self.kinds.value, self.subject.value_input)
+    return parts.events_frame(view.events, self.kinds.value, self.subject.value_input or "")
 
 
 @patch

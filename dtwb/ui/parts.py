@@ -11,7 +11,7 @@ __all__ = ['BAR', 'plans', 'events_frame', 'alarms_frame', 'timeline', 'timeline
 import base64
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import Path
@@ -91,6 +91,10 @@ BAR = ["lane", "start", "end", "band", "color", "label", "detail"]
 _BANDS = {"all": (-0.38, 0.38), "upper": (0.06, 0.4), "lower": (-0.4, 0.02)}
 
 
+def _rows(frame: pd.DataFrame) -> Iterator[Any]:
+    yield from frame.itertuples()
+
+
 def _heights(
     bars: pd.DataFrame,
     lanes: Sequence[str],
@@ -118,9 +122,9 @@ def timeline(
     bars: pd.DataFrame,  # columns BAR; times in s
     lanes: Sequence[str],  # from top to bottom
     name: str = "lane",  # of the vertical dimension
-) -> hv.Rectangles:
+) -> Any:  # hv.Rectangles
     "Bars on lanes over time, to be zoomed, panned and hovered."
-    bars = bars[bars.lane.isin(lanes)]
+    bars = bars.loc[bars.lane.isin(lanes), :]
     bottom, top = _heights(bars, lanes)
     data = pd.DataFrame(
         {
@@ -175,8 +179,8 @@ def timeline_svg(
         parts.append(
             f'<text x="{x:.1f}" y="{height - 4}" font-size="10" text-anchor="middle">{k * hour // 3600} h</text>'
         )
-    bars = bars[bars.lane.isin(lanes)]
-    for bar, low, high in zip(bars.itertuples(), *_heights(bars, lanes)):
+    bars = bars.loc[bars.lane.isin(lanes), :]
+    for bar, low, high in zip(_rows(bars), *_heights(bars, lanes)):
         x, y = left + bar.start * scale, (len(lanes) - 0.5 - high) * row
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{max((bar.end - bar.start) * scale, 0.5):.1f}" '
@@ -212,14 +216,14 @@ def gantt_bars(
     colors: Mapping[str, str],  # order or product -> colour
 ) -> pd.DataFrame:  # columns BAR
     "Planned operations above, actual ones below."
-    first = {} if planned is None else {(p.job, p.operation): p.start for p in planned.itertuples()}
+    first = {} if planned is None else {(p.job, p.operation): p.start for p in _rows(planned)}
     rows = []
-    for a in actual.itertuples():
+    for a in _rows(actual):
         late = a.start - first.pop((a.job, a.operation), a.start)
         than = f"{clock(abs(late))} {'later' if late > 0 else 'earlier'} than planned" if abs(late) >= 1 else ""
         detail = ", ".join(filter(None, [groups.get(a.job, ""), a.how, than]))
         rows.append((a.machine, a.start, a.end, "lower", a.job, f"{a.job} {a.operation}", detail))
-    for p in () if planned is None else planned.itertuples():
+    for p in () if planned is None else _rows(planned):
         detail = ", ".join(filter(None, [groups.get(p.job, ""), "planned"]))
         rows.append((p.machine, p.start, p.end, "upper", p.job, f"{p.job} {p.operation}", detail))
     bars = pd.DataFrame(rows, columns=BAR)
@@ -242,7 +246,7 @@ def status_bars(
 ) -> pd.DataFrame:  # columns BAR
     "What each machine was doing, over time."
     status = intervals.status.astype(str)
-    return pd.DataFrame(
+    bars: Any = pd.DataFrame(
         {
             "lane": intervals.machine,
             "start": intervals.start,
@@ -252,7 +256,8 @@ def status_bars(
             "label": status,
             "detail": "",
         }
-    )[lambda bars: bars.end > bars.start]
+    )
+    return bars[bars.end > bars.start]
 
 
 def status_shares(

@@ -85,7 +85,7 @@ def serve(
     import panel as pn
 
     home = "overview" if "overview" in apps else next(iter(apps))
-    server = pn.serve(
+    server: Any = pn.serve(
         {name: str(path) for name, path in apps.items()},  # pyright: ignore[reportArgumentType]
         address=address,
         port=port,

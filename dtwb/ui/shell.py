@@ -9,12 +9,11 @@ __all__ = ['STATUS_COLORS', 'clock', 'ago', 'error_panel', 'guard', 'empty_state
 import logging
 import traceback
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from html import escape
 from io import BytesIO
 from typing import Any
 
-import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 
@@ -48,9 +47,8 @@ def ago(
     now: datetime | None = None,
 ) -> str:  # e.g. 5 minutes ago
     "How long `moment` is past."
-    moment = pd.Timestamp(moment)
-    moment = moment.tz_localize("UTC") if moment.tzinfo is None else moment
-    seconds = (pd.Timestamp(now or datetime.now().astimezone()) - moment).total_seconds()
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
     for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:
             n = int(seconds // size)
@@ -74,7 +72,7 @@ def error_panel(
         trace = "".join(traceback.format_exception(error))
         rest = (
             pmui.Details(
-                pn.pane.HTML(f"<pre style='overflow:auto'>{escape(trace)}</pre>", sizing_mode="stretch_width"),
+                [pn.pane.HTML(f"<pre style='overflow:auto'>{escape(trace)}</pre>", sizing_mode="stretch_width")],
                 title="Details for a bug report",
                 sizing_mode="stretch_width",
             ),
@@ -100,7 +98,7 @@ def guard(
 ) -> pn.viewable.Viewable:  # what `view` gives, or what went wrong with it
     "Show `view(*args, **kwargs)`; if it fails, show that instead."
     try:
-        return pn.panel(view(*args, **kwargs))
+        return pn.panel(view(*args, **kwargs))  # pyright: ignore[reportReturnType]
     except Exception as e:
         what = what or view.__name__.replace("_", " ").capitalize()
         _log.log(logging.WARNING if isinstance(e, DtwbError) else logging.ERROR, "%s: %s", what, e, exc_info=True)
