@@ -69,10 +69,11 @@ def error_panel(
     if isinstance(error, DtwbError):
         rest = ()
     else:
-        trace = "".join(traceback.format_exception(error))
+        trace = escape("".join(traceback.format_exception(error)))
+        trace_html = f"<pre style='overflow:auto'>{trace}</pre>"
         rest = (
             pmui.Details(
-                [pn.pane.HTML(f"<pre style='overflow:auto'>{escape(trace)}</pre>", sizing_mode="stretch_width")],
+                pn.pane.HTML(trace_html, sizing_mode="stretch_width"),  # pyright: ignore[reportArgumentType]
                 title="Details for a bug report",
                 sizing_mode="stretch_width",
             ),
