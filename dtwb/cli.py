@@ -6,7 +6,7 @@
 __all__ = ['app', 'AsJson', 'Seed', 'Backend', 'say_json', 'say_table', 'progress', 'run', 'train', 'inspect', 'schedule',
            'read_problem', 'write_schedule', 'simulate', 'serve', 'info', 'facts', 'fail', 'main']
 
-# %% ../nbs/cli.ipynb #c4834b09
+# %% ../nbs/cli.ipynb #8a5c47ac
 import errno
 import json
 import os
@@ -22,7 +22,7 @@ import typer
 
 from .core.errors import DtwbError, StoreError
 
-# %% ../nbs/cli.ipynb #97886359
+# %% ../nbs/cli.ipynb #db190443
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -70,7 +70,7 @@ def _cell(value: Any) -> str:
 
     return f"{value:,.4g}" if isinstance(value, float) else escape(str(value))
 
-# %% ../nbs/cli.ipynb #9691cedc
+# %% ../nbs/cli.ipynb #275c9a6b
 @contextmanager
 def progress() -> Iterator[Callable[[str, float, float | None], None]]:  # update(what, done, total)
     "A bar with the time left on stderr, where a person looks; nothing elsewhere."
@@ -81,7 +81,7 @@ def progress() -> Iterator[Callable[[str, float, float | None], None]]:  # updat
         task = shown.add_task("", total=None)
         yield lambda what, done, total: shown.update(task, description=what, completed=done, total=total)
 
-# %% ../nbs/cli.ipynb #c8882c7c
+# %% ../nbs/cli.ipynb #0e45dca0
 @app.command()
 def run(
     factory: Annotated[Path | None, typer.Argument(help="A factory's YAML file. [default: the tile plant]")] = None,
@@ -103,7 +103,7 @@ def run(
     "Run the closed loop on a plant, record it, and measure it against the same plant without the loop."
     if factory and instance:
         raise typer.BadParameter("give a factory or an --instance, not both")
-    from dtwb.loop.session import run_session
+    from dtwb.loop.session import kpi_rows, run_session
 
     with progress() as update:
         session = run_session(
@@ -119,8 +119,9 @@ def run(
         )
     if as_json:
         return say_json(session.to_json())
-    rows = [[name.replace("_", " "), value, unit] for name, (value, unit) in session.kpis.items()]
-    say_table(f"{session.run.record['name']}, seed {seed}, with the loop", ["KPI", "value", "unit"], rows)
+    say_table(
+        f"{session.run.record['name']}, seed {seed}, with the loop", ["KPI", "value", "unit"], kpi_rows(session.kpis)
+    )
     if session.comparison:
         heads = [
             "KPI",
@@ -136,7 +137,7 @@ def run(
         typer.echo("+ the loop is better, - it is worse; without a sign the interval holds 0.")
     typer.echo(f"Run {session.run.id}: {session.run.folder}\nLook: dtwb serve, then /overview?run={session.run.id}")
 
-# %% ../nbs/cli.ipynb #0a9ccffc
+# %% ../nbs/cli.ipynb #9f62ecc6
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="A folder of images: MVTec-AD layout, class folders, or a CSV in it.")],
@@ -196,7 +197,7 @@ def inspect(
     say_table(f"{len(found)} photos by {bundle}", ["photo", "verdict", "confidence", "box (x, y, w, h)", "ms"], rows)
     typer.echo(f"Pictures: {out.resolve()}")
 
-# %% ../nbs/cli.ipynb #8219911a
+# %% ../nbs/cli.ipynb #aeec3458
 @app.command()
 def schedule(
     file: Annotated[Path, typer.Argument(help="A factory (.yaml), a job shop or a flexible job shop.")],
@@ -261,7 +262,7 @@ def write_schedule(schedule: Any, out: Path) -> None:
     aside.write_text(to_json(schedule) if out.suffix == ".json" else to_frame(schedule).to_csv(index=False))
     aside.replace(out)
 
-# %% ../nbs/cli.ipynb #bfd115f4
+# %% ../nbs/cli.ipynb #d9328a1f
 @app.command()
 def simulate(
     factory: Annotated[Path | None, typer.Argument(help="A factory's YAML file. [default: the tile plant]")] = None,
@@ -278,7 +279,7 @@ def simulate(
     from dtwb.core.errors import SimulationError
     from dtwb.core.factory import Factory
     from dtwb.core.schedule import from_json
-    from dtwb.loop.session import DEFAULT_FACTORY, record
+    from dtwb.loop.session import DEFAULT_FACTORY, kpi_rows, record
     from dtwb.twin.simulation import simulate
 
     plant = Factory.load(factory or DEFAULT_FACTORY)
@@ -294,11 +295,10 @@ def simulate(
         kpis = recording.save_kpis(result.events, plant)
     if as_json:
         return say_json({"run": run.id, "how": result.how, "events": len(result.events), "kpis": kpis})
-    rows = [[name, float(value), unit] for name, (value, unit) in kpis.items()]
-    say_table(f"{plant.name}, seed {seed}: {result.how}", ["KPI", "value", "unit"], rows)
+    say_table(f"{plant.name}, seed {seed}: {result.how}", ["KPI", "value", "unit"], kpi_rows(kpis))
     typer.echo(f"Run {run.id}: {run.folder}\nLook: dtwb serve, then /overview?run={run.id}")
 
-# %% ../nbs/cli.ipynb #3e245286
+# %% ../nbs/cli.ipynb #360346f3
 @app.command()
 def serve(
     address: Annotated[str | None, typer.Option(help="Where to listen. [default: the settings']")] = None,
@@ -358,7 +358,7 @@ def _gpu() -> str:
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
-# %% ../nbs/cli.ipynb #7fb6706a
+# %% ../nbs/cli.ipynb #76bb942b
 _DISK = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -391,6 +391,6 @@ def main() -> None:
             raise
         fail(StoreError(_DISK[e.errno], e.filename or "", "free some space; what was stored before is intact"))
 
-# %% ../nbs/cli.ipynb #7844d1ab
+# %% ../nbs/cli.ipynb #ada32aaf
 if __name__ == "__main__" and "ipykernel" not in sys.modules and "IPython" not in sys.modules:
     main()

@@ -70,7 +70,7 @@ class LoopSettings(_Section):
     defects_before_maintenance: int = Field(default=3, ge=1)
     defect_window: float = Field(default=7200, gt=0)  # s
     plan_time_limit: float = Field(default=5, gt=0)  # s of solver time
-    reschedule_time_limit: float = Field(default=1, gt=0)  # s of solver time
+    reschedule_time_limit: float = Field(default=0.5, gt=0)  # s of solver time
 
 
 class ServeSettings(_Section):

@@ -139,7 +139,7 @@ class LoopController:
             sim.state(),
             objective=self.objective,
             time_limit=self.policy.reschedule_time_limit,
-            seed=self.seed,
+            seed=self.seed % 2**31,
             workers=available_cores(),
         )
         self.solutions.append(solution)

@@ -91,7 +91,7 @@ def save_arrays(
 ) -> None:
     "Write `arrays` as zarr; what had the name before is replaced."
     with _written_aside(self.folder / f"{_checked_name(name)}.zarr") as path:
-        arrays.to_zarr(path, mode="w", consolidated=False)
+        arrays.to_zarr(path, mode="w", consolidated=False, zarr_format=2)  # 3 has no stable text
 
 
 def save_table(
