@@ -631,12 +631,25 @@ def _move_directly(sim: Simulation) -> bool:
 
 def _move_to_a_place(sim: Simulation) -> bool:
     "Let the first one go for which there is a place; whether there was one."
-    for part, m in _movable(sim):
-        buffer = m.spec.buffer
-        if buffer is None or len(sim.levels[buffer]) < sim.factory.buffer(buffer).capacity or part.buffer == buffer:
+    movable = _movable(sim)
+    for part, m in movable:
+        if _has_place(sim, part, m):
+            for other, destination in movable:  # once the part that holds m has gone, this one needs no place
+                if other in m.holds and other is not part and _is_next(m, part) and _has_place(sim, other, destination):
+                    part, m = other, destination
+                    break
             _set_out(sim, part, m, False)
             return True
     return False
+
+
+def _has_place(sim: Simulation, part: _Part, m: _Machine) -> bool:
+    buffer = m.spec.buffer
+    return buffer is None or len(sim.levels[buffer]) < sim.factory.buffer(buffer).capacity or part.buffer == buffer
+
+
+def _is_next(m: _Machine, part: _Part) -> bool:
+    return bool(m.sequence) and (part.job.id, part.todo[0]) in m.sequence[0].keys
 
 # %% ../../nbs/twin/00_simulation.ipynb #d7b33c1f
 def _time_to_enter(sim: Simulation, part: _Part, m: _Machine) -> float:  # s
@@ -653,7 +666,7 @@ def _stands_ready(sim: Simulation, m: _Machine, part: _Part) -> bool:
     if m.down or m.work or m.wanted or m.chosen or any(other is not part for other in m.holds):
         return False
     if not part.free:
-        return bool(m.sequence) and (part.job.id, part.todo[0]) in m.sequence[0].keys
+        return _is_next(m, part)
     if m.setting_up or m.sequence or len(m.coming) >= m.spec.batch_capacity or _operation(sim, part).materials:
         return False
     if m.coming and _family(sim, m.coming[0]) != _family(sim, part):
@@ -1227,7 +1240,7 @@ def _redirect(sim: Simulation, part: _Part) -> None:
         sim.movers[part] = None
 
 # %% ../../nbs/twin/00_simulation.ipynb #2b595c61
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     "What happened, and what follows from it."
 
@@ -1264,6 +1277,9 @@ class Run:
     def hash(self) -> str:  # hex
         "The fingerprint of the log: two runs are the same run if it is the same."
         return log_hash(self.events)
+
+    def __repr__(self) -> str:
+        return f"Run({self.factory.name!r}, seed={self.seed}, {len(self.events)} events, {self.how!r})"
 
     def _repr_html_(self) -> str:
         counts = self.state().counts
