@@ -102,7 +102,8 @@ def guard(
         return pn.panel(view(*args, **kwargs))  # pyright: ignore[reportReturnType]
     except Exception as e:
         what = what or view.__name__.replace("_", " ").capitalize()
-        _log.log(logging.WARNING if isinstance(e, DtwbError) else logging.ERROR, "%s: %s", what, e, exc_info=True)
+        ours = not isinstance(e, DtwbError)
+        _log.log(logging.ERROR if ours else logging.WARNING, "%s: %s", what, e, exc_info=ours)
         return error_panel(e, what, run)
 
 # %% ../../nbs/ui/00_shell.ipynb #6c00d1a1
