@@ -134,16 +134,23 @@ class Problem:
         sizes = [len(job.operations) for job in self.jobs]
         return tuple(sum(sizes[:j]) for j in range(len(sizes) + 1))
 
+    @cached_property
+    def _steps(self) -> tuple[ProblemOperation, ...]:
+        return tuple(operation for job in self.jobs for operation in job.operations)
+
+    @cached_property
+    def _durations(self) -> tuple[dict[int, int], ...]:
+        return tuple({mode.machine: mode.duration for mode in operation.modes} for operation in self._steps)
+
     def operation(self, o: int) -> ProblemOperation:
-        j, k = self.operations[o]
-        return self.jobs[j].operations[k]
+        return self._steps[o]
 
     def is_started(self, o: int) -> bool:  # under way before tick 0, or standing on its machine
         j, k = self.operations[o]
         return k == 0 and self.jobs[j].started
 
     def duration(self, o: int, machine: int) -> int | None:  # ticks; None: it cannot be done there
-        return next((mode.duration for mode in self.operation(o).modes if mode.machine == machine), None)
+        return self._durations[o].get(machine)
 
     def travel_time(self, origin: int, destination: int) -> int:  # ticks
         return self.travel[origin][destination] if self.travel and origin != destination else 0

@@ -10,6 +10,7 @@ __all__ = ['Priority', 'RULES', 'Work', 'Policy', 'policies', 'Deadlock', 'Dispa
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -63,13 +64,13 @@ def _atc(work: Work, o: int, duration: int, since: int, now: int) -> float:
 
 
 RULES: dict[str, Priority] = {
-    "fifo": lambda work, o, duration, since, now: since,
-    "spt": lambda work, o, duration, since, now: duration,
-    "mwkr": lambda work, o, duration, since, now: -work.remaining[o],
-    "lwkr": lambda work, o, duration, since, now: work.remaining[o],
+    "atc": _atc,
     "edd": lambda work, o, duration, since, now: _due(work, o),
     "slack": lambda work, o, duration, since, now: _due(work, o) - work.remaining[o],
-    "atc": _atc,
+    "spt": lambda work, o, duration, since, now: duration,
+    "lwkr": lambda work, o, duration, since, now: work.remaining[o],
+    "fifo": lambda work, o, duration, since, now: since,
+    "mwkr": lambda work, o, duration, since, now: -work.remaining[o],
 }
 
 # %% ../../nbs/scheduling/10_rules.ipynb #28f98dc2
@@ -103,7 +104,7 @@ def policies(problem: Problem) -> list[Policy]:
     keeps = (False, True) if any(machine.setups for machine in problem.machines) else (False,)
     dated = any(job.due is not None for job in problem.jobs)
     rules = [rule for rule in RULES if dated or rule not in ("edd", "slack", "atc")]
-    return [Policy(rule, fill, keep) for fill in fills for keep in keeps for rule in rules]
+    return [Policy(rule, fill, keep) for keep in keeps for rule in rules for fill in fills]
 
 # %% ../../nbs/scheduling/10_rules.ipynb #52b101cf
 class Deadlock(Exception):
@@ -140,6 +141,7 @@ class Dispatch:
     changed: set[int] = field(default_factory=set)  # machines to look at
     sequence: list[list[int]] = field(default_factory=list)  # by machine: what the plan still has on it
     batches: list[int] = field(default_factory=list)  # by machine: started so far
+    to_come: Counter = field(default_factory=Counter)  # (machine, family) -> operations that have not started
     left: int = 0  # operations that have not started
 
     def at(self, ticks: int, what: int, whom: int) -> None:
@@ -179,6 +181,9 @@ def begin(
         d.at(max(0, ticks), _LEAVE, 0)
     for j in range(len(problem.jobs)):
         _place(d, j)
+    for o in range(len(problem.operations)):
+        if not problem.is_started(o):
+            d.to_come.update((mode.machine, problem.operation(o).family) for mode in problem.operation(o).modes)
     return d
 
 
@@ -425,12 +430,7 @@ def _worth(d: Dispatch, m: int, batch: list[int]) -> bool:
     wanted = math.ceil(fill * p.machines[m].batch_capacity)
     if d.forced or d.policy.plan is not None or len(batch) >= wanted:
         return True
-    family = p.operation(batch[0]).family
-    to_come = sum(
-        d.starts[o] < 0 and p.operation(o).family == family and p.duration(o, m) is not None
-        for o in range(len(p.operations))
-    )
-    return len(batch) >= to_come
+    return len(batch) >= d.to_come[m, p.operation(batch[0]).family]
 
 
 def _start(d: Dispatch, m: int, batch: list[int]) -> bool:
@@ -449,6 +449,8 @@ def _start(d: Dispatch, m: int, batch: list[int]) -> bool:
         d.outside.discard(o)
         for x, quantity in p.operation(o).materials:
             d.stock[x] -= quantity
+        for mode in p.operation(o).modes:
+            d.to_come[mode.machine, p.operation(o).family] -= 1
         d.starts[o], d.ends[o], d.where[o] = d.now, ends, m
         d.on[m].add(o)
         d.at(ends, _ENDS, o)
