@@ -1,4 +1,4 @@
-"""Vision, where a notebook cannot test it: processes that are stopped, disks that are full, hostile files, real photos."""
+"""Vision, where a notebook cannot test it: stopped processes, full disks, hostile files, real photos."""
 
 import json
 import os

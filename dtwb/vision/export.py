@@ -263,7 +263,7 @@ def export_bundle(
     if not len(check):
         raise ModelError("no check images", out, "give at least one")
     x = np.stack([preprocess(meta.preprocess, image)[0] for image in check])
-    model = model.cpu().eval().to(memory_format=torch.contiguous_format)
+    model = model.cpu().eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     expected = _torch_logits(model, x)
     with writing_bundle(out) as folder:
         save_file(pack_weights(model.state_dict(), meta.precision), folder / WEIGHTS)

@@ -152,7 +152,7 @@ class ImageSet:
 
     def counts(self) -> pd.DataFrame:  # images by label and split
         order = [s for s in ("train", "val", "test") if s in set(self.table.split)]
-        return pd.crosstab(self.table.label, self.table.split).reindex(index=self.classes)[order]
+        return pd.crosstab(self.table.label, self.table.split).reindex(index=self.classes, columns=order)
 
     def _repr_html_(self):
         groups = self.table.group.nunique()
@@ -205,7 +205,7 @@ def _read_csv(root: Path, path: Path) -> pd.DataFrame:
         raise ImageError(
             f'split is "{sorted(wrong)[0]}"', path, "a split is train, val or test, for every row or for none"
         )
-    return out[COLUMNS]
+    return out.reindex(columns=COLUMNS)
 
 # %% ../../nbs/vision/00_images.ipynb #74fd564a
 def _pictures_in(folder: Path) -> list[Path]:
@@ -374,7 +374,7 @@ def _with_split(images: ImageSet, resplit: bool, seed: int) -> ImageSet:
         notes.append(f"split made by groups (seed {seed}): {'as asked' if resplit else why}")
     elif not labels["val"]:
         train = table.split == "train"
-        cut = split_by_group(table[train], (0.85, 0.15, 0.0), seed)
+        cut = split_by_group(table.take(np.flatnonzero(train)), (0.85, 0.15, 0.0), seed)
         table.loc[train, "split"] = cut.where(cut == "val", "train")
         notes.append(f"val cut from train by groups (seed {seed})")
     return replace(images, table=table, notes=tuple(notes))

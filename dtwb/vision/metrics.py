@@ -49,6 +49,10 @@ def _defined(score: Callable, y: np.ndarray, p: np.ndarray) -> float:
     return float(score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
 
+def _macro_f1(truth: np.ndarray, decided: np.ndarray, labels: np.ndarray) -> float:
+    return float(f1_score(truth, decided, labels=labels, average="macro", zero_division=0))  # pyright: ignore
+
+
 def score_images(
     truth: np.ndarray,  # (n,) class numbers, 0 is good
     p_defect: np.ndarray,  # (n,) probability of any defect
@@ -62,7 +66,7 @@ def score_images(
     figures = {
         "auroc": lambda r: _defined(roc_auc_score, defect[r], p_defect[r]),
         "ap": lambda r: _defined(average_precision_score, defect[r], p_defect[r]),
-        "macro_f1": lambda r: float(f1_score(truth[r], decided[r], labels=labels, average="macro", zero_division=0)),
+        "macro_f1": lambda r: _macro_f1(truth[r], decided[r], labels),
         "accuracy": lambda r: float((defect[r] == (decided[r] > 0)).mean()),
     }
     return {name: bootstrap(figure, groups, rounds) for name, figure in figures.items()}

@@ -27,10 +27,11 @@ _library = _guard_torchvision()  # kept: the operators live as long as it does
 
 # %% ../../nbs/vision/30_models.ipynb #e69e978b
 import warnings
+from typing import Any
 
 import timm
 import torch.nn.functional as F
-from timm.layers import set_fused_attn
+from timm.layers.config import set_fused_attn
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_reverse
@@ -113,11 +114,8 @@ class Backbone(nn.Module):
         with torch.no_grad():
             self.body.eval()
             raw = self.body(torch.zeros(1, channels, *size))
-        known = (
-            [info["num_chs"] for info in self.body.feature_info.get_dicts()]
-            if hasattr(self.body.feature_info, "get_dicts")
-            else self.body.feature_info.channels()
-        )
+        info: Any = self.body.feature_info
+        known = [f["num_chs"] for f in info.get_dicts()] if hasattr(info, "get_dicts") else info.channels()
         self.channels_last = [f.shape[1] != c and f.shape[-1] == c for f, c in zip(raw, known)]
         shapes = [f.permute(0, 3, 1, 2).shape if last else f.shape for f, last in zip(raw, self.channels_last)]
         self.keep = [i for i, s in enumerate(shapes) if s[2] <= size[0] // 4][-4:]  # nothing finer than a quarter
@@ -127,7 +125,8 @@ class Backbone(nn.Module):
     @staticmethod
     def _create(name: str, pretrained: bool, channels: int, size: tuple[int, int]) -> nn.Module:
         last = None
-        for sized in ({"img_size": size}, {}):
+        attempts: tuple[dict[str, Any], ...] = ({"img_size": size}, {})
+        for sized in attempts:
             for weights in dict.fromkeys((pretrained, False)):
                 try:
                     return timm.create_model(name, pretrained=weights, features_only=True, in_chans=channels, **sized)
@@ -151,11 +150,7 @@ class AttentionRecorder:
     "The attention of the last forward pass, of each block that has a softmax."
 
     def __init__(self, body: nn.Module):
-        self.blocks = [
-            m
-            for m in body.modules()
-            if isinstance(getattr(m, "attn", None), nn.Module) and hasattr(m.attn, "attn_drop")
-        ]
+        self.blocks: list[Any] = [m for m in body.modules() if hasattr(getattr(m, "attn", None), "attn_drop")]
         self.swin = bool(self.blocks) and all(isinstance(b, SwinTransformerBlock) for b in self.blocks)
         self.seen: dict[int, torch.Tensor] = {}
         for i, block in enumerate(self.blocks):
@@ -165,25 +160,19 @@ class AttentionRecorder:
 
     def map(
         self,
-        size: tuple[int, int],  # of the finest map wanted, height and width
-        grid: tuple[int, int],  # of the tokens of a plain transformer
+        grid: tuple[int, int],  # of a plain transformer's tokens, height and width
     ) -> torch.Tensor:  # (B, 1, h, w), each cell's attention relative to the mean: 1 is indifferent
         seen = [self.seen[i] for i in range(len(self.blocks))]
         self.seen.clear()
         if not self.swin:
-            prefix = seen[0].shape[-1] - grid[0] * grid[1]
-            reach = rollout(seen, prefix)
-            map = reach.reshape(-1, 1, *grid)
-        else:
-            last = self.blocks[-1].input_resolution
-            map = 1.0
-            for block, attention in list(zip(self.blocks, seen))[-4:]:  # the last two stages
-                part = swin_attention_map(block, attention, tuple(block.input_resolution))[:, None]
-                part = part / part.mean((2, 3), keepdim=True)
-                fine = self.blocks[-3].input_resolution if len(self.blocks) > 2 else last
-                map = map * (
-                    F.interpolate(part, tuple(fine), mode="bilinear") if part.shape[2:] != tuple(fine) else part
-                )
+            map = rollout(seen, seen[0].shape[-1] - grid[0] * grid[1]).reshape(-1, 1, *grid)
+            return map / map.mean((2, 3), keepdim=True)
+        last = list(zip(self.blocks, seen))[-4:]  # the blocks of the last two stages
+        fine, map = tuple(last[0][0].input_resolution), torch.ones(())
+        for block, attention in last:
+            part = swin_attention_map(block, attention, tuple(block.input_resolution))[:, None]
+            part = part / part.mean((2, 3), keepdim=True)
+            map = map * (F.interpolate(part, fine, mode="bilinear") if part.shape[2:] != fine else part)
         return map / map.mean((2, 3), keepdim=True)
 
 # %% ../../nbs/vision/30_models.ipynb #14fd0c94
@@ -220,7 +209,7 @@ class InspectionModel(nn.Module):
                 nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
             )
             self.draw = nn.Conv2d(width, n_classes - 1, 1)
-            nn.init.constant_(self.draw.bias, -2.0)  # pixels are good until shown otherwise
+            self.draw.bias.data.fill_(-2.0)  # pyright: ignore[reportOptionalMemberAccess]  # good until shown otherwise
             n_features += 3 * (n_classes - 1)
         self.drop = nn.Dropout(0.2)
         self.decide = nn.Linear(n_features, n_classes)
@@ -253,7 +242,7 @@ class InspectionModel(nn.Module):
     def _look(self, top: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         "The map of a model without masks."
         if self.recorder is not None:
-            relative = self.recorder.map(tuple(top.shape[2:]), tuple(top.shape[2:]))
+            relative = self.recorder.map((top.shape[2], top.shape[3]))
             return 1 - torch.exp2(-relative / 4)  # indifferent 0.16, four times the mean 0.5
         weight = self.decide.weight[:, : top.shape[1]]
         against_good = weight[1:] - weight[:1]  # class activation: which places speak for a type, against good

@@ -48,8 +48,8 @@ class Placement:
             np.arange(n, dtype=np.float64) * s + o
             for n, s, o in ((self.width, sx, warp[0, 2]), (self.height, sy, warp[1, 2]))
         )
-        grid = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-        return cv2.remap(map.astype(np.float32), *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+        return cv2.remap(map.astype(np.float32), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/vision/20_preprocess.ipynb #1b74f2b2
 @dataclass(frozen=True)
@@ -85,12 +85,9 @@ class Preprocess:
             unknown = set(config) - {f.name for f in fields(cls)}
             if unknown:
                 raise ModelError(f"unknown key {sorted(unknown)[0]}", "preprocess")
-            whole = {k: int(config[k]) for k in ("height", "width", "channels")}
-            return cls(
-                **whole,
-                standardise=bool(config["standardise"]),
-                **{k: tuple(float(v) for v in config[k]) for k in ("mean", "std")},
-            )
+            height, width, channels = (int(config[k]) for k in ("height", "width", "channels"))
+            mean, std = (tuple(float(v) for v in config[k]) for k in ("mean", "std"))
+            return cls(height, width, channels, bool(config["standardise"]), mean, std)
         except (KeyError, TypeError, ValueError) as e:
             raise ModelError(f"malformed: {type(e).__name__} {e}", "preprocess") from None
 
@@ -144,7 +141,7 @@ def preprocess(
     if config.standardise:
         x = (x - x.mean()) / max(float(x.std()), 0.01)
     else:
-        x = (x - np.float32(config.mean)) / np.float32(config.std)
+        x = (x - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     out = np.zeros((config.channels, config.height, config.width), np.float32)
     out[:, : placement.scaled_height, : placement.scaled_width] = x.transpose(2, 0, 1)
     return out, placement

@@ -34,7 +34,7 @@ def _surface(
 ) -> np.ndarray:  # float32 (H, W), grey levels
     "The surface of a good tile."
     h, w = shape
-    streaks = 0.6 * _field(rng, shape, (rng.integers(1, 4), w)) + 0.5 * _field(rng, shape, (h // 8, w))
+    streaks = 0.6 * _field(rng, shape, (int(rng.integers(1, 4)), w)) + 0.5 * _field(rng, shape, (h // 8, w))
     streaks += 0.4 * _field(rng, shape, (1, w // 8))
     light = _field(rng, shape, (2, 3)) + rng.normal() * np.linspace(-1, 1, w, dtype=np.float32)
     stains = np.minimum(_field(rng, shape, (h // 40 + 1, w // 40 + 1)), 0)

@@ -88,7 +88,7 @@ def transplant(
     h, w = onto.shape[:2]
     shift = rng.normal(0, 0.08, 2) * (w, h)
     scale = min(h / source.mask.shape[0], w / source.mask.shape[1])
-    warp = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    warp = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], np.float32)
     ys, xs = np.nonzero(source.mask)
     centre = np.array([xs.mean(), ys.mean()])
     warp[:, 2] += centre / source.mask.shape[::-1] * (w, h) - centre * scale  # the same relative place
@@ -110,7 +110,7 @@ _PLACE = v2.Compose(
         v2.RandomHorizontalFlip(),
         v2.RandomVerticalFlip(),
         v2.RandomApply(
-            [v2.RandomAffine(3, (0.04, 0.04), (0.85, 1.15), (-4, 4, -4, 4), v2.InterpolationMode.BILINEAR)], 0.5
+            [v2.RandomAffine([-3, 3], (0.04, 0.04), (0.85, 1.15), (-4, 4, -4, 4), v2.InterpolationMode.BILINEAR)], 0.5
         ),
     ]
 )
@@ -289,7 +289,7 @@ def _predict(model: InspectionModel, inputs: list[np.ndarray], batch: int = 16) 
     return np.concatenate(parts)
 
 
-def _validate(model: InspectionModel, val: list) -> dict[str, float]:
+def _validate(model, val: list) -> dict[str, float]:
     "val is a list of (input, label)."
     logits = _predict(model, [x for x, _ in val])
     truth, p_defect = np.array([label for _, label in val]), 1 - softmax(logits)[:, 0]
@@ -314,16 +314,16 @@ def fit(
     images: ImageSet,  # with train and val
     *,
     model: str = "resnet_small",  # any timm name, or swin_demo
-    size: tuple[int, int] = (256, 256),  # height, width of the input
+    size: tuple[int, int] = (224, 224),  # height, width of the input
     pretrained: bool = False,
     start: str | Path | None = None,  # a bundle of the same backbone, whose weights training starts from
     map: str | None = None,  # segmentation (the default where there are masks), attention or cam
-    epochs: int = 30,  # at most
+    epochs: int = 40,  # at most
     epoch_size: int = 1024,  # views an epoch
     time_limit: float | None = None,  # s, of the training proper
-    batch_size: int = 32,
+    batch_size: int = 16,
     rate: float = 2e-3,  # the highest learning rate
-    patience: int = 10,  # epochs without a better val before it stops
+    patience: int = 20,  # epochs without a better val before it stops
     seed: int = 0,
     workers: int | None = None,  # processes that prepare views; by default one, none for a short run
     progress: bool = True,
@@ -380,7 +380,9 @@ def _start_from(net: InspectionModel, start: Path, classes: list[str]) -> None:
     "Take over the weights that fit; the heads only where the classes are the same."
     meta = read_bundle(start)
     if meta.model != net.name:
-        raise ModelError(f"the bundle is a {meta.model}, the model a {net.name}", start, "start from one of its backbone")
+        raise ModelError(
+            f"the bundle is a {meta.model}, the model a {net.name}", start, "start from one of its backbone"
+        )
     own = net.state_dict()
     found = {k: v for k, v in load_weights(start, meta).state_dict().items() if k in own and own[k].shape == v.shape}
     if list(meta.classes) != classes:
@@ -461,7 +463,7 @@ def _fit(
         shutil.rmtree(folder, ignore_errors=True)
     net = net.cpu().eval()
     p = 1 - softmax(_predict(net, [x for x, _ in learner.val]))[:, 0]
-    threshold = best_threshold([label > 0 for _, label in learner.val], p)
+    threshold = best_threshold(np.array([label > 0 for _, label in learner.val]), p)
     return Fitted(net, config, classes, threshold, pd.DataFrame(learner.history))
 
 
@@ -470,7 +472,7 @@ def _run(trainer: lightning.Trainer, learner: _Learner, loader: DataLoader) -> N
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(learner, loader, DataLoader([0]))
+        trainer.fit(learner, loader, DataLoader([0]))  # pyright: ignore[reportArgumentType]
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
@@ -546,7 +548,7 @@ def train(
     out: str | Path,  # the bundle's folder; an older bundle there is replaced
     *,
     model: str = "resnet_small",  # any timm name, or swin_demo
-    size: tuple[int, int] = (256, 256),  # height, width of the model's input
+    size: tuple[int, int] = (224, 224),  # height, width of the model's input
     time_limit: float | None = 540,  # s, of the fitting; None for no limit
     epochs: int = 40,  # at most
     precision: str = "fp32",  # fp32, fp16 or int8: how the weights are stored
