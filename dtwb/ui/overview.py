@@ -267,11 +267,27 @@ def alarms(view: RunView) -> pn.viewable.Viewable:
 
 
 def comparison(view: RunView) -> pn.viewable.Viewable | None:  # None: the run compared nothing
-    "What the loop was worth."
+    "What the loop was worth: the figures of the strip, in its units, against each other way of running the plant."
     path = view.folder / "comparison.json" if view.folder else None
     if path is None or not path.exists():
         return None
-    return pn.pane.HTML(parts.comparison_html(parts.read_comparison(path)), margin=(0, 12, 8, 12))
+    frame: Any = parts.read_comparison(path)
+    if missing := {"kpi", "unit"} - set(frame.columns):
+        raise StoreError(f"it has no {min(missing)!r}", path.name)
+    frame = frame[frame.kpi.isin(list(_STRIP))]
+    groups = frame.groupby("against", sort=False) if "against" in frame.columns else [("", frame)]
+    tables = [pn.pane.HTML(_compared(str(name), group), margin=(0, 12, 12, 12)) for name, group in groups]
+    return pn.FlexBox(*tables, sizing_mode="stretch_width")
+
+
+def _compared(against: str, frame: pd.DataFrame) -> str:
+    records = []
+    for record in frame.drop(columns="against", errors="ignore").to_dict("records"):
+        factor, unit = _SHOWN_IN.get("" if record["kpi"] == "failures" else record["unit"], (1, record["unit"]))
+        scaled = {name: v * factor if isinstance(v, int | float) else v for name, v in record.items()}
+        records.append(scaled | {"kpi": _STRIP[record["kpi"]], "unit": "" if record["kpi"] == "failures" else unit})
+    head = f"<div style='font-weight:600;margin:.3em .8em'>against {escape(against)}</div>" if against else ""
+    return head + parts.comparison_html(pd.DataFrame(records))
 
 
 def table(
@@ -434,7 +450,12 @@ VIEWS = {  # name -> what it is called, and how it is drawn
 def _sections(self: Overview, with_comparison: bool) -> list:
     "The page from top to bottom."
     b, csv = self.bodies, self._csv
-    worth = section("With the closed loop and without", b["comparison"], note="paired, with confidence intervals")
+    worth = section(
+        "With the closed loop and without",
+        b["comparison"],
+        tools=(csv("comparison", _whole_comparison),),
+        note=_PAIRED,
+    )
     return [
         section("Key figures", b["kpis"], tools=(csv("kpis", lambda v: kpi_frame(v).reset_index()),)),
         section(
@@ -455,6 +476,15 @@ def _sections(self: Overview, with_comparison: bool) -> list:
         section("Alarms", b["alarms"]),
         section("Events", b["events"], tools=(self.kinds, self.subject, csv("events", self._filtered))),
     ]
+
+
+_PAIRED = "means of paired replications; bold: the 95 % interval of the difference excludes zero"
+
+
+def _whole_comparison(view: RunView) -> pd.DataFrame:
+    if view.folder is None:
+        raise StoreError("the run has no folder", f"run {view.id}")
+    return parts.read_comparison(view.folder / "comparison.json")
 
 
 @patch
