@@ -234,6 +234,7 @@ class _Clock(simpy.Environment):
 NEWS = (
     ev.MachineFailed,
     ev.MachineRepaired,
+    ev.MaintenanceStarted,
     ev.MaintenanceFinished,
     ev.DefectDetected,
     ev.PartScrapped,
@@ -428,6 +429,8 @@ def _step(sim: Simulation) -> bool:
         news, sim.news = in_order(sim.news), []
         sim.controller(sim, news)
     _dispatch(sim)
+    if sim.news and sim.controller is not None:  # a maintenance has just started
+        sim.clock.at(sim.now, lambda: None)
     for m in sim.machines.values():
         _show(sim, m, _status(sim, m))
     if sim.unfinished == 0:
