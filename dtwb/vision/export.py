@@ -22,7 +22,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.metrics import roc_auc_score
 
 from ..core.errors import ModelError
@@ -106,6 +106,8 @@ def _write_onnx(model: InspectionModel, meta: Meta, path: Path) -> None:
                 verbose=False,
                 input_names=["image"], output_names=["logits", "map"], external_data=False,
             )  # fmt: skip
+    except OSError:
+        raise  # a full disk is no fault of the model's
     except Exception as e:
         raise ModelError(
             f"torch cannot export it: {str(e).strip().splitlines()[0][:200]}", meta.model, "try another backbone or map"
@@ -266,8 +268,7 @@ def export_bundle(
     model = model.cpu().eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     expected = _torch_logits(model, x)
     with writing_bundle(out) as folder:
-        save_file(pack_weights(model.state_dict(), meta.precision), folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        (folder / WEIGHTS).write_bytes(save(pack_weights(model.state_dict(), meta.precision)))
         rounded = load_weights(folder, meta)
         _write_onnx(rounded, meta, folder / ONNX)
         if meta.precision == "fp16":
