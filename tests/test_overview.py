@@ -231,6 +231,27 @@ def test_a_store_that_cannot_be_opened(tmp_path, visit):
         page.close()
 
 
+def test_a_run_is_followed_while_it_is_written(site, visit):
+    events = simulate(PLANT, rule="edd", seed=5).events
+    half = len(events) // 2
+    with Store.open(f"sqlite:///{site.data}/dtwb.sqlite") as store:
+        with run_folder("loop", seed=5, name=PLANT.name, store=store, root=site.data / "runs") as run:
+            PLANT.save(run.folder / "factory.yaml")
+            for event in events[:half]:
+                run.writer(event)
+            run.writer.flush()
+            page = visit(f"{site.url}?run={run.id}")
+            page.get_by_text(f"{half:,} events").wait_for()
+            assert "running" in page.locator(".dtwb-badge").inner_text()
+            page.wait_for_selector("canvas")
+            for event in events[half:]:
+                run.writer(event)
+        page.get_by_text(f"{len(events):,} events").wait_for()
+        page.locator(".dtwb-badge", has_text="finished").wait_for()
+        page.wait_for_timeout(1000)
+        assert "#0072B2" in colors(page.locator(".bk-Figure").first.screenshot())
+
+
 def test_dark(site, visit):
     page = visit(site.url)
     page.wait_for_selector("canvas")

@@ -336,6 +336,7 @@ class Overview(param.Parameterized):
     run = param.Parameter(LATEST, doc="the run's id as in the address, or latest")
     # methods that come below, each beside its prose
     refresh: Any
+    _refresh: Any
     _offer: Any
     _show: Any
     _draw: Any
@@ -348,6 +349,7 @@ class Overview(param.Parameterized):
 
     def __init__(self, store: Store, **params):
         super().__init__(**params)
+        self._layout = None
         self.store, self.view, self.x_range = store, None, Range1d(start=0, end=1)
         self.picker = _select("Run", 400, options={LATEST: LATEST}, value=LATEST)
         self.plan = _select("Plan", 340, options=[])
@@ -376,10 +378,17 @@ class Overview(param.Parameterized):
 @patch
 def refresh(self: Overview) -> None:
     "Show what is new since the last time."
+    with pn.io.hold():  # one message to the browser: half a page has references to what is not there yet
+        self._refresh()
+
+
+@patch
+def _refresh(self: Overview) -> None:
     try:
         runs = self.store.runs(limit=200)
         latest = newest(runs, self.store)
         if latest is None:
+            self._layout = None
             self.main[:] = [empty_state("There is no run yet. Make one:", "make demo", "dtwb run")]
             return
         self._offer(run_options(runs, latest))
@@ -389,6 +398,7 @@ def refresh(self: Overview) -> None:
         if self.view is None or view.key != self.view.key:
             self._show(view)
     except Exception as e:
+        self._layout = None
         self.view, self.badge.object, self.bodies["about"][:] = None, "", []
         self.main[:] = [error_panel(e, "Overview", "" if self.run == LATEST else str(self.run))]
 
@@ -416,7 +426,9 @@ def _show(self: Overview, view: RunView) -> None:
         self.x_range.update(start=0, end=max(view.time, 1.0))
     for name in VIEWS:
         self._draw(name)
-    self.main[:] = self._sections(with_comparison=len(self.bodies["comparison"]) > 0)
+    layout = view.id, len(self.bodies["comparison"]) > 0
+    if layout != self._layout:
+        self._layout, self.main[:] = layout, self._sections(with_comparison=layout[1])
 
 
 @patch
