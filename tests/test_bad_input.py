@@ -62,8 +62,7 @@ def spoil_cycle(plant):
         (spoil_cycle, ["products.arc.operations", "wait for each other"]),
     ],
 )
-@pytest.mark.parametrize("command", ["simulate", "schedule", "run"])
-def test_factory(workbench, tmp_path, spoil, words, command):
+def test_factory(workbench, tmp_path, spoil, words, command="simulate"):
     plant = yaml.safe_load(FACTORY.read_text())
     spoil(plant)
     path = tmp_path / "plant.yaml"
@@ -71,11 +70,16 @@ def test_factory(workbench, tmp_path, spoil, words, command):
     refused(workbench(command, path), "plant.yaml", *words)
 
 
+@pytest.mark.parametrize("command", ["schedule", "run"])
+def test_factory_for_other_commands(workbench, tmp_path, command):
+    test_factory(workbench, tmp_path, spoil_machine, ["press_9"], command)
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         (FT06[:60], ["ft06.txt"]),
-        (FT06.replace("10 10", "10 ten"), ["ft06.txt", "ten"]),
+        (FT06.replace("4 10", "4 ten"), ["ft06.txt", "ten"]),
         (FT06.replace("2 1 0 3", "2 -1 0 3"), ["ft06.txt", "-1"]),
         (FT06.replace("2 1 0 3", "9 1 0 3"), ["ft06.txt", "9"]),
         ("", ["ft06.txt", "empty"]),
@@ -87,7 +91,12 @@ def test_instance(workbench, tmp_path, text, words):
     path = tmp_path / "ft06.txt"
     path.write_text(text)
     refused(workbench("schedule", path), *words)
-    refused(workbench("run", "--instance", path), *words)
+
+
+def test_instance_as_plant(workbench, tmp_path):
+    path = tmp_path / "ft06.txt"
+    path.write_text(FT06[:60])
+    refused(workbench("run", "--instance", path), "ft06.txt")
 
 
 def picture(kind: str, folder: Path) -> Path:

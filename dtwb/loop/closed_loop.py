@@ -146,7 +146,7 @@ class LoopController:
             sim.state(),
             objective=self.objective,
             time_limit=self.policy.reschedule_time_limit,
-            seed=self.seed % 2**31,
+            seed=self.seed,
             workers=available_cores(),
         )
         self.solutions.append(solution)

@@ -7,7 +7,6 @@ __all__ = ['PROPAGATION_OPERATIONS', 'Model', 'Slot', 'latest_ends', 'build_mode
 
 # %% ../../nbs/scheduling/20_cpsat.ipynb #6f148965
 import math
-import os
 import threading
 import time
 from collections import defaultdict
@@ -18,6 +17,7 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from ..core.errors import ScheduleError
+from ..core.parallel import available_cores
 from ..core.schedule import Schedule
 from dtwb.scheduling.problem import (
     Problem,
@@ -564,8 +564,9 @@ def parameters(
     solver = cp_model.CpSolver()
     p = solver.parameters
     p.max_time_in_seconds = time_limit
-    p.random_seed = seed
-    p.num_workers = workers or min(8, len(os.sched_getaffinity(0)))
+    p.random_seed = seed % 2**31
+    p.catch_sigint_signal = False  # else Python never hears of a Ctrl-C again
+    p.num_workers = workers or min(8, available_cores())
     small = len(problem.operations) <= PROPAGATION_OPERATIONS
     p.use_dynamic_precedence_in_disjunctive = small
     p.use_strong_propagation_in_disjunctive = small
@@ -654,24 +655,21 @@ def solve_cpsat(
 # %% ../../nbs/scheduling/20_cpsat.ipynb #c9603c64
 def _run(solver: cp_model.CpSolver, model: Model, watch: _Watch, stop: Callable[[], bool] | None) -> tuple[Any, bool]:
     "Solve, and end the search when `stop` says so."
-    done, stopped = threading.Event(), threading.Event()
-
-    def ask():
-        while stop and not done.wait(0.1):
-            if stop():
-                stopped.set()
-                solver.stop_search()
-
-    asking = threading.Thread(target=ask, daemon=True)
-    if stop:
-        asking.start()
+    status, stopped = [], False
+    solving = threading.Thread(target=lambda: status.append(solver.solve(model.cp, watch)), daemon=True)
+    solving.start()
     try:
-        status = solver.solve(model.cp, watch)
-    finally:
-        done.set()
-        if stop:
-            asking.join()
-    return status, stopped.is_set()
+        while solving.is_alive():
+            solving.join(0.1)
+            if stop and not stopped and stop():
+                stopped = True
+                solver.stop_search()
+    except BaseException:  # Ctrl-C, or `stop` has failed
+        while solving.is_alive():  # the search may not have begun when it is told to stop
+            solver.stop_search()
+            solving.join(0.05)
+        raise
+    return status[0], stopped
 
 
 def _finished(
