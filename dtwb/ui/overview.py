@@ -349,7 +349,7 @@ class Overview(param.Parameterized):
 
     def __init__(self, store: Store, **params):
         super().__init__(**params)
-        self._layout = None
+        self._layout: Any = None
         self.store, self.view, self.x_range = store, None, Range1d(start=0, end=1)
         self.picker = _select("Run", 400, options={LATEST: LATEST}, value=LATEST)
         self.plan = _select("Plan", 340, options=[])
