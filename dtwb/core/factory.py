@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .distributions import Distribution
 from .errors import FactoryError
-from .settings import find_root
+from .settings import locate
 
 # %% ../../nbs/core/30_factory.ipynb #abcba5d8
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)]
@@ -512,7 +512,7 @@ def load_factory(
 ) -> Factory:  # raises FactoryError naming file and field
     "Read and check a factory."
     path = Path(path)
-    file = path if path.exists() or path.is_absolute() else find_root() / path
+    file = locate(path)
     try:
         if file.stat().st_size > 20_000_000:
             raise FactoryError("larger than 20 MB", path)

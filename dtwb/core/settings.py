@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PathSettings', 'StoreSettings', 'LoggingSettings', 'ComputeSettings', 'InstanceSettings', 'LoopSettings',
-           'ServeSettings', 'Settings', 'find_root', 'load_settings', 'settings']
+           'ServeSettings', 'Settings', 'find_root', 'locate', 'load_settings', 'settings']
 
 # %% ../../nbs/core/00_settings.ipynb #761da787
 import configparser
@@ -139,6 +139,14 @@ def find_root(
         return Path(named).resolve()
     start = (start or Path.cwd()).resolve()
     return next((folder for folder in (start, *start.parents) if (folder / "settings.ini").is_file()), start)
+
+
+def locate(
+    path: str | Path,  # as a user gave it
+) -> Path:  # itself where it exists or is absolute, else below the project's root
+    "So that a notebook three folders down can name `data/factories/tile_plant.yaml`."
+    path = Path(path)
+    return path if path.exists() or path.is_absolute() else find_root() / path
 
 # %% ../../nbs/core/00_settings.ipynb #3a9b0d63
 def _refuse_unknown_variables():

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import ModelError
+from ..core.settings import locate
 from .images import GOOD
 from .preprocess import Preprocess
 
@@ -98,7 +99,7 @@ def read_bundle(
     path: str | Path,  # the bundle's folder
 ) -> Meta:
     "Read and verify a bundle; `ModelError` names the file that is missing, malformed or changed."
-    folder = Path(path)
+    folder = locate(path)
     if not folder.is_dir():
         raise ModelError(
             "there is no such bundle", folder, "a folder with model.onnx and meta.json, as `dtwb train` writes it"

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import ImageError, ModelError
-from ..core.settings import settings
+from ..core.parallel import available_cores
+from ..core.settings import locate, settings
 from .bundle import ONNX, WEIGHTS, Meta, read_bundle
 from .images import GOOD, ImageSet
 from .metrics import Measured, score_images, score_map, score_places
@@ -143,18 +144,13 @@ def decide(
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def _threads() -> int:
-    "As many as the settings allow, else as the process may use."
-    return settings().compute.threads or len(os.sched_getaffinity(0))
-
-
 def _load_onnx(folder: Path, meta: Meta) -> Run:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = available_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other sessions share the cores
@@ -260,7 +256,7 @@ class Inspector:
         "Check every file of a bundle, then load it."
         if backend not in BACKENDS:
             raise ModelError(f'no backend "{backend}"', "backend", f"backends are: {', '.join(BACKENDS)}")
-        meta, path = read_bundle(path), Path(path)
+        meta, path = read_bundle(path), locate(path)
         needed = WEIGHTS if backend == "torch" else ONNX
         if needed not in meta.files:
             raise ModelError(f"the bundle has no {needed}", path, f"backend {backend} needs it")
