@@ -123,18 +123,10 @@ def run(
         f"{session.run.record['name']}, seed {seed}, with the loop", ["KPI", "value", "unit"], kpi_rows(session.kpis)
     )
     if session.comparison:
-        heads = [
-            "KPI",
-            "unit",
-            "loop",
-            "right shift",
-            "loop - right shift",
-            session.comparison.best_rule,
-            "loop - rule",
-        ]
-        title = f"with and without the loop: means and paired differences [95 %] of {replications} replications"
+        heads = ["KPI", "loop", "right shift", "difference", session.comparison.best_rule, "difference"]
+        title = f"with and without the loop: means and paired differences (± 95 %) of {replications} replications"
         say_table(title, heads, session.rows())
-        typer.echo("+ the loop is better, - it is worse; without a sign the interval holds 0.")
+        typer.echo("The loop is called better or worse where the interval of the difference does not hold 0.")
     typer.echo(f"Run {session.run.id}: {session.run.folder}\nLook: dtwb serve, then /overview?run={session.run.id}")
 
 # %% ../nbs/cli.ipynb #9f62ecc6

@@ -127,18 +127,19 @@ class Session:
     comparison: LoopComparison | None
     facts: dict[str, Any]
 
-    def rows(self) -> list[list[str]]:  # KPI, unit, loop, right shift, difference, best rule, difference
+    def rows(self) -> list[list[str]]:  # KPI, loop, right shift, difference, best rule, difference
         "The comparison as a table; times in hours."
         assert self.comparison is not None
         tables = [self.comparison.difference(arm) for arm in ("right shift", self.comparison.best_rule)]
         rows = []
         for name in (name for name in SHOWN if name in tables[0].index):
             unit, scale = readable(self.kpis[name][1])
-            cells = [name.replace("_", " "), unit, f"{tables[0].loop[name] / scale:.4g}"]
+            label = name.replace("_", " ")
+            cells = [f"{label} ({unit})" if unit else label, f"{tables[0].loop[name] / scale:.4g}"]
             for table in tables:
                 without, difference, low, high = (float(x) / scale for x in table.loc[name].iloc[1:5])
-                sign = {"better": " +", "worse": " -"}.get(str(table.verdict[name]), "")
-                cells += [f"{without:.4g}", f"{difference:+.3g} [{low:.3g}, {high:.3g}]{sign}"]
+                sign = {"better": " better", "worse": " worse"}.get(str(table.verdict[name]), "")
+                cells += [f"{without:.4g}", f"{difference:+.3g} ± {(high - low) / 2:.3g}{sign}"]
             rows.append(cells)
         return rows
 
