@@ -7,10 +7,10 @@ __all__ = ['PROPAGATION_OPERATIONS', 'Model', 'Slot', 'latest_ends', 'build_mode
 
 # %% ../../nbs/scheduling/20_cpsat.ipynb #6f148965
 import math
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -655,21 +655,21 @@ def solve_cpsat(
 # %% ../../nbs/scheduling/20_cpsat.ipynb #c9603c64
 def _run(solver: cp_model.CpSolver, model: Model, watch: _Watch, stop: Callable[[], bool] | None) -> tuple[Any, bool]:
     "Solve, and end the search when `stop` says so."
-    status, stopped = [], False
-    solving = threading.Thread(target=lambda: status.append(solver.solve(model.cp, watch)), daemon=True)
-    solving.start()
-    try:
-        while solving.is_alive():
-            solving.join(0.1)
-            if stop and not stopped and stop():
-                stopped = True
+    stopped = False
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(solver.solve, model.cp, watch)
+        try:
+            while not search.done():
+                wait([search], 0.1)
+                stopped = stopped or bool(stop and stop())
+                if stopped:
+                    solver.stop_search()
+        except BaseException:  # Ctrl-C, or `stop` has failed
+            while not search.done():  # it may not have begun when it is told to stop
                 solver.stop_search()
-    except BaseException:  # Ctrl-C, or `stop` has failed
-        while solving.is_alive():  # the search may not have begun when it is told to stop
-            solver.stop_search()
-            solving.join(0.05)
-        raise
-    return status[0], stopped
+                wait([search], 0.05)
+            raise
+    return search.result(), stopped
 
 
 def _finished(
