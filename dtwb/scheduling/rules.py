@@ -144,8 +144,19 @@ class Dispatch:
     to_come: Counter = field(default_factory=Counter)  # (machine, family) -> operations that have not started
     left: int = 0  # operations that have not started
 
+    live: int = 0  # of what is in the clock; deliveries of material are not counted
+
     def at(self, ticks: int, what: int, whom: int) -> None:
         heapq.heappush(self.clock, (ticks, what, whom))
+        self.live += what != _ARRIVES
+
+    def happen(self) -> None:
+        "Let everything happen that comes next in the clock, which is all at one time."
+        self.now = self.clock[0][0]
+        while self.clock and self.clock[0][0] == self.now:
+            _, what, whom = heapq.heappop(self.clock)
+            self.live -= what != _ARRIVES
+            _happen(self, what, whom)
 
 
 _ENDS, _LOOK, _ARRIVES, _LEAVE = range(4)
@@ -168,8 +179,7 @@ def begin(
     d.level, d.stock, d.left = [0] * len(problem.buffers), [x.stock for x in problem.materials], n
     for i, machine in enumerate(problem.machines):
         d.changed.add(i)
-        for ticks in {machine.available, *(a for a, _ in machine.windows or ())}:
-            d.at(ticks, _LOOK, i)
+        d.at(machine.available, _LOOK, i)
     for i, material in enumerate(problem.materials):
         for n, (ticks, _) in enumerate(material.arrivals):
             d.at(ticks, _ARRIVES, i * 10_000 + n)
@@ -368,7 +378,12 @@ def _in_sequence(d: Dispatch, m: int, ready: list[int]) -> list[int]:
 def _look(d: Dispatch, m: int) -> bool:
     "Start something on machine `m` if that can be; was it?"
     p, machine = d.problem, d.problem.machines[m]
-    if d.on[m] or d.free[m] > d.now or machine.next_open(d.now) != d.now:
+    if d.on[m] or d.free[m] > d.now:
+        return False
+    opens = machine.next_open(d.now)
+    if opens != d.now:
+        if opens is not None and (d.waiting[m] or d.finished):
+            d.at(opens, _LOOK, m)
         return False
     ready = _candidates(d, m)
     if m in d.reserved:
@@ -406,17 +421,15 @@ def _batch(d: Dispatch, m: int, o: int, ready: list[int]) -> list[int]:
         return [o]
     family, stock = p.operation(o).family, list(d.stock)
     batch: list[int] = []
+    entering = 0
     for i in [o, *sorted((i for i in ready if i != o), key=lambda i: (_rank(d, i, m), i))]:
         materials = p.operation(i).materials
         apart = any(p.operations[i][0] == p.operations[other][0] for other in batch)
         if p.operation(i).family != family or apart or any(stock[x] < quantity - 1e-9 for x, quantity in materials):
             continue
-        if (
-            not batch
-            or d.inside + len(batch) < d.limit
-            or p.operations[i][1]
-            or p.jobs[p.operations[i][0]].place != ENTRY
-        ):
+        enters = p.operations[i][1] == 0 and p.jobs[p.operations[i][0]].place == ENTRY and not d.places[i]
+        if not batch or not enters or d.inside + entering < d.limit:
+            entering += enters
             batch.append(i)
             for x, quantity in materials:
                 stock[x] -= quantity
@@ -464,25 +477,25 @@ def run(
     "Carry out everything."
     while d.left:
         if d.clock:
-            d.now = d.clock[0][0]
-        while d.clock and d.clock[0][0] == d.now:
-            _happen(d, *heapq.heappop(d.clock)[1:])
+            d.happen()
         _settle(d)
-        if d.left and not d.clock:
-            d.forced, d.changed = True, set(range(len(d.on)))
-            before = d.left, len(d.clock), sum(d.level), len(d.finished), len(d.reserved)
-            _settle(d, once=True)
-            d.forced = False
-            if before == (d.left, len(d.clock), sum(d.level), len(d.finished), len(d.reserved)):
-                raise Deadlock(d.now)
+        if d.left and not d.live and not _force(d) and not d.clock:
+            raise Deadlock(d.now)
     while any(d.on):
         if d.clock:
-            d.now = d.clock[0][0]
-        while d.clock and d.clock[0][0] == d.now:
-            _happen(d, *heapq.heappop(d.clock)[1:])
+            d.happen()
         if not _let_leave(d) and not d.clock:
             raise Deadlock(d.now)
     return d
+
+
+def _force(d: Dispatch) -> bool:
+    "Drop the habits for one start, or one move; did that help?"
+    d.forced, d.changed = True, set(range(len(d.on)))
+    before = d.left, d.live, sum(d.level), len(d.finished), len(d.reserved)
+    _settle(d, once=True)
+    d.forced = False
+    return before != (d.left, d.live, sum(d.level), len(d.finished), len(d.reserved))
 
 
 def _happen(d: Dispatch, what: int, whom: int) -> None:
