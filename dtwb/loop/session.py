@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core import events as ev
+from ..core.errors import SimulationError
 from ..core.events import EventBus
 from ..core.factory import Factory
 from ..core.settings import settings
 from .closed_loop import Seen, first_plan, run_loop
 from .instance import factory_from_problem
 from .worth import LoopComparison, Trial, compare_loop
-from ..scheduling.problem import Problem
+from ..scheduling.problem import Problem, check_objective
 from ..store.database import Store, write_json
 from ..store.runs import Run, run_folder
 from ..twin.kpis import kpis
@@ -165,6 +166,9 @@ def run_session(
     progress: Callable[[str, int, int | None], Any] = lambda what, done, total: None,
 ) -> Session:
     "Plan, run the loop, record it, and measure it against doing without."
+    check_objective(objective)
+    if replications == 1:
+        raise SimulationError("an interval needs at least 2 replications, not 1", "replications", "or 0: no comparison")
     bundle = model or settings().path("models") / "tile_demo"
     inspector = Inspector.load(bundle, backend=backend)
     plant = _plant(factory, instance, images)
