@@ -233,7 +233,8 @@ def solve(
         raise ScheduleError("; ".join(found[:5]), problem.name, "there is no solution")
     first = None
     if method == "cpsat":
-        first = first_plan(problem, objective, time_limit / 4, hint, reference, stability, keep)
+        share = min(time_limit / 2, max(1.0, time_limit / 4))  # of the time, for the rules
+        first = first_plan(problem, objective, share, hint, reference, stability, keep)
     left = max(0.05, time_limit - (time.perf_counter() - began))
     options: dict[str, Any] = {"seed": seed, "workers": workers, "callback": callback, "stop": stop}
     options |= {"time_limit": left, "reference": reference, "stability": stability, "keep": keep}
