@@ -134,7 +134,7 @@ def problems(draw, jobs=4, operations=3, machines=3, rich=True):
     st.sampled_from([0.0, 0.5, 1.0]),
     st.booleans(),
 )
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=600)
 def test_rules_respect_everything(problem, rule, fill, keep):
     try:
         solution = dispatch(problem, Policy(rule, fill, keep), "flow_time")

@@ -291,11 +291,11 @@ def change_cost(
     "What departing from `reference` costs, over the operations that are in both and have not started."
     if reference is None or stability is None:
         return 0.0
+    known = planned(problem, reference)
+    starts, machines = list(starts), list(machines)
     return math.fsum(
-        stability.shift * abs(start - time) + stability.move * (machine != where)
-        for (o, start), machine in zip(enumerate(starts), machines)
-        if (known := planned(problem, reference).get(o))
-        for where, time in [known]
+        stability.shift * abs(starts[o] - start) + stability.move * (machines[o] != machine)
+        for o, (machine, start) in known.items()
     )
 
 

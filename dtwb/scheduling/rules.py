@@ -337,17 +337,22 @@ def _candidates(d: Dispatch, m: int) -> list[int]:
         j, k = p.operations[o]
         if k == 0 and p.jobs[j].place == ENTRY and not d.places[o] and d.inside >= d.limit:
             continue
-        if any(d.stock[x] < quantity - 1e-9 for x, quantity in p.operation(o).materials):
+        if not _in_stock(d, o):
             continue
         if d.policy.patient and not d.forced and d.policy.plan is None and _faster_elsewhere(d, o, m):
             continue
         ready.append(o)
     for o in d.finished:  # straight from machine to machine, with no place between
         if o + 1 < len(p.operations) and p.operations[o + 1][1] and m in _targets(d, o + 1):
-            if machine.buffer is not None and p.travel_time(d.where[o], m) == 0 and d.where[o] != m:
+            near = machine.buffer is not None and p.travel_time(d.where[o], m) == 0 and d.where[o] != m
+            if near and _in_stock(d, o + 1):
                 d.since[o + 1] = d.now
                 ready.append(o + 1)
     return ready if d.policy.plan is None else _in_sequence(d, m, ready)
+
+
+def _in_stock(d: Dispatch, o: int) -> bool:
+    return all(d.stock[x] >= quantity - 1e-9 for x, quantity in d.problem.operation(o).materials)
 
 
 def _faster_elsewhere(d: Dispatch, o: int, m: int) -> bool:
