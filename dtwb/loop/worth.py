@@ -150,6 +150,6 @@ class LoopComparison:
 
 def _verdict(kpi: str, low: float, high: float) -> str:
     "What the interval says: nothing, if it holds 0."
-    if kpi not in (*SMALLER, *LARGER) or not (low > 0 or high < 0):
+    if kpi not in (*SMALLER, *LARGER) or not (0 < low < high or low < high < 0):
         return ""
     return "better" if (low > 0) == (kpi in LARGER) else "worse"
