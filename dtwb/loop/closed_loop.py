@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core import events as ev
-from ..core.errors import ImageError
+from ..core.errors import ImageError, ScheduleError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory
 from ..core.parallel import available_cores
@@ -141,14 +141,19 @@ class LoopController:
             times.clear()
 
     def _plan(self, sim: Simulation, reason: str) -> None:
-        solution = reschedule(
-            self.factory,
-            sim.state(),
-            objective=self.objective,
-            time_limit=self.policy.reschedule_time_limit,
-            seed=self.seed,
-            workers=available_cores(),
-        )
+        try:
+            solution = reschedule(
+                self.factory,
+                sim.state(),
+                sim.now,
+                objective=self.objective,
+                time_limit=self.policy.reschedule_time_limit,
+                seed=self.seed,
+                workers=available_cores(),
+            )
+        except ScheduleError as e:  # a material that never comes, say: go on with the old plan, and tell
+            sim.raise_alarm(sim.run_id, "warning", f"no new plan: {e}")
+            return
         self.solutions.append(solution)
         sim.set_schedule(solution.schedule, reason)
 
