@@ -153,10 +153,17 @@ class AttentionRecorder:
         self.blocks: list[Any] = [m for m in body.modules() if hasattr(getattr(m, "attn", None), "attn_drop")]
         self.swin = bool(self.blocks) and all(isinstance(b, SwinTransformerBlock) for b in self.blocks)
         self.seen: dict[int, torch.Tensor] = {}
-        for i, block in enumerate(self.blocks):
+        self.hooks = [
             block.attn.attn_drop.register_forward_pre_hook(
                 lambda module, inputs, i=i: self.seen.__setitem__(i, inputs[0])
             )
+            for i, block in enumerate(self.blocks)
+        ]
+
+    def remove(self) -> None:
+        "Record no more."
+        for hook in self.hooks:
+            hook.remove()
 
     def map(
         self,
