@@ -15,6 +15,7 @@ def readme() -> str:
     notebook.cells = [
         cell for cell in notebook.cells if not re.match(r"#\|\s*(hide|default_exp)\b", "".join(cell.source))
     ]
+    notebook.metadata["language_info"] = {"name": "python"}  # nbdev-clean leaves it out
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
     return text.replace("](images/", "](nbs/images/").replace("](../", "](")
