@@ -180,7 +180,7 @@ def semi_active(problem, objective):
                 taken[j] += 1
                 machine, duration = modes[o]
                 ends[o] = free[machine] = there[j] = max(free[machine], there[j]) + duration
-            best = min(best, objective_value(problem, objective, ends))
+            best = min(best, objective_value(problem, objective, ends, ends, [0] * n))
     return best
 
 
