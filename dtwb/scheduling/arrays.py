@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEVER', 'OVERRUN', 'FIT', 'PAUSE', 'CLOSING', 'Arrays', 'to_arrays', 'setup_ticks', 'in_windows']
 
-# %% ../../nbs/scheduling/06_arrays.ipynb #698b494c
+# %% ../../nbs/scheduling/06_arrays.ipynb #c61c8512
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from numba import njit
 
 from .problem import ENTRY, Problem
 
-# %% ../../nbs/scheduling/06_arrays.ipynb #9c74f3c8
+# %% ../../nbs/scheduling/06_arrays.ipynb #77cbafa7
 NEVER = 2**60  # ticks; sums of a few of them still fit
 OVERRUN, FIT, PAUSE = range(3)  # what a machine's windows mean to an operation
 CLOSING = {"overrun": OVERRUN, "fit": FIT, "pause": PAUSE}
@@ -85,7 +85,7 @@ class Arrays(NamedTuple):
     def machines(self) -> int:
         return len(self.machine_available)
 
-# %% ../../nbs/scheduling/06_arrays.ipynb #83f2ac92
+# %% ../../nbs/scheduling/06_arrays.ipynb #84bb8e59
 def to_arrays(
     problem: Problem,
 ) -> Arrays:  # the same one each time
@@ -154,7 +154,7 @@ def _skills(problem: Problem) -> dict[str, int]:
     names = dict.fromkeys(name for job in problem.jobs for operation in job.operations for name, _ in operation.needs)
     return {name: s for s, name in enumerate(names)}
 
-# %% ../../nbs/scheduling/06_arrays.ipynb #e797805a
+# %% ../../nbs/scheduling/06_arrays.ipynb #09c0dde8
 def _jobs(problem: Problem) -> dict[str, np.ndarray]:
     jobs, entry = problem.jobs, len(problem.machines)
     return {
@@ -169,7 +169,7 @@ def _jobs(problem: Problem) -> dict[str, np.ndarray]:
 
 def _machines(problem: Problem) -> dict[str, np.ndarray]:
     machines, n, families = problem.machines, len(problem.machines), _families(problem)
-    windows = [machine.windows or () for machine in machines]
+    windows = [machine.spans for machine in machines]
     arrivals = [tuple(sorted(material.arrivals)) for material in problem.materials]
     travel = np.zeros((n + 1, n), np.int64)
     if problem.travel:
@@ -214,7 +214,7 @@ def _setups(problem: Problem, families: dict[str, int]) -> dict[str, np.ndarray]
         "setup_ticks": np.concatenate([x.ravel() for x in matrices]) if matrices else np.zeros(0, np.int64),
     }
 
-# %% ../../nbs/scheduling/06_arrays.ipynb #50209ad0
+# %% ../../nbs/scheduling/06_arrays.ipynb #8850ff8e
 @njit(cache=True, nogil=True)
 def setup_ticks(
     a: Arrays,
