@@ -6,7 +6,7 @@
 __all__ = ['GENERATOR_RULES', 'SPT', 'LPT', 'WSPT', 'MWKR', 'LWKR', 'MOR', 'LOR', 'EDD', 'SLACK', 'CR', 'MDD', 'ATC', 'ATCS',
            'FIFO', 'RANK', 'RANDOM', 'LOOK_AHEAD', 'priority', 'covers', 'Desk', 'generate', 'generated', 'solution_on']
 
-# %% ../../nbs/scheduling/12_generators.ipynb #18540ad2
+# %% ../../nbs/scheduling/12_generators.ipynb #a49ca7b7
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ from dtwb.scheduling.placing import (
 from .placing import CLOSING as CLOSING_OF
 from .problem import Objective, Problem, Solution, Stability
 
-# %% ../../nbs/scheduling/12_generators.ipynb #40914611
+# %% ../../nbs/scheduling/12_generators.ipynb #7ba67031
 GENERATOR_RULES = (
     "spt", "lpt", "wspt", "mwkr", "lwkr", "mor", "lor", "edd", "slack", "cr", "mdd", "atc", "atcs", "fifo", "rank",
     "random",
@@ -102,7 +102,7 @@ def priority(rule, duration, now, there, setup, work, steps, due, weight, rank, 
         return -weight / max(1.0, duration) * math.exp(-min(spare, 500.0))
     return rank
 
-# %% ../../nbs/scheduling/12_generators.ipynb #5cd3b51d
+# %% ../../nbs/scheduling/12_generators.ipynb #76d737c9
 def covers(
     problem: Problem,
 ) -> bool:
@@ -175,7 +175,7 @@ def _means(a: Arrays) -> tuple[float, float]:
         1.0, float(setups.mean()) if len(setups) else 1.0
     )
 
-# %% ../../nbs/scheduling/12_generators.ipynb #5a1999f5
+# %% ../../nbs/scheduling/12_generators.ipynb #8f38361d
 @njit(cache=True, nogil=True)
 def _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit):
     "Work out where the next operation of job `j` would end first."
@@ -232,7 +232,7 @@ def _look_again(m, queue, top, plain, op, job, machine, mode, table, need, chang
             _queue_up(j, queue, top, job, mode)
         j = after
 
-# %% ../../nbs/scheduling/12_generators.ipynb #00e92d5e
+# %% ../../nbs/scheduling/12_generators.ipynb #7ca54d88
 @njit(cache=True, nogil=True)
 def _choose(m, earliest_end, rule, delay, rank, work, steps, weight, means, queue, op, job, machine, mode, table):
     "The job that goes first on machine `m`."
@@ -293,7 +293,7 @@ def generate(
         return False
     free_choice = np.zeros(0, np.int64)
     queue, top = np.full(len(machine) - 1, -1), np.full(len(machine) - 1, NEVER)
-    left = 0
+    left, stuck = 0, -1  # jobs that are not done; the first of those whose next steps cannot be planned yet
     for j in range(len(job) - 1, -1, -1):
         o = job[j, TO_DO]
         if op[o, JOB] == j:
@@ -320,10 +320,13 @@ def generate(
         elif place(o, free_choice, False, op, job, machine, mode, table, need, change, node, level, finger, limit):
             skip_done(j, op, job)
         else:  # what follows at once cannot be done yet
-            job[j, NOW], job[j, DONE] = NEVER, NEVER
-            _queue_up(j, queue, top, job, mode)
+            job[j, LINK], stuck = stuck, j
             continue
         made = op[o, MAKES] < op[job[j, TO_DO], MAKES]
+        while made and stuck >= 0:
+            j_stuck, stuck = stuck, job[stuck, LINK]
+            _look_at(j_stuck, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
+            _queue_up(j_stuck, queue, top, job, mode)
         if op[job[j, TO_DO], JOB] == j:
             _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
             _queue_up(j, queue, top, job, mode)
@@ -333,7 +336,7 @@ def generate(
             _look_again(i, queue, top, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/12_generators.ipynb #50f2f0e8
+# %% ../../nbs/scheduling/12_generators.ipynb #465e6ae9
 def generated(
     desk: Desk,
     rule: str = "mwkr",  # one of GENERATOR_RULES
