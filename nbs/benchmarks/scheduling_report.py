@@ -1,6 +1,7 @@
 "What the notebooks scheduling_* share: results as tables and curves, and as small JSON beside the notebook."
 
 import json
+import operator
 import os
 import platform
 from collections.abc import Iterable
@@ -15,7 +16,9 @@ from run_scheduling import DATA, ROOT, best_known
 from dtwb.core.schedule import OKABE_ITO
 
 TIMES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)  # s, at which the objective is kept
-KEPT = "instance method seed limit objective bound status wall built cpu compiled valid error load at"
+KEPT = (
+    "instance method seed limit objective bound status wall built cpu compiled valid error load imported again how at"
+)
 
 
 def at_time(trace: list, seconds: float) -> float | None:
@@ -133,9 +136,10 @@ def plot_anytime(table: pd.DataFrame, ax=None):
 
 
 def busy(table: pd.DataFrame) -> pd.DataFrame:
-    "How many cores each method had, and the machine's load when it began."
-    found = table.assign(cores=table.cpu.astype(float) / table.wall.astype(float), wall=table.wall.astype(float))
-    return found.groupby("method", sort=False)[["wall", "cores", "load"]].mean().round(2)
+    "How many cores each method had, the machine's load when it began, and the functions that numba compiled meanwhile."
+    numbers = table.astype({"wall": float, "cpu": float, "compiled": float, "load": float})
+    found = numbers.assign(cores=numbers.cpu / numbers.wall).groupby("method", sort=False)
+    return found[["wall", "cores", "load"]].mean().join(found.compiled.sum()).round(2)
 
 
 def ours(table: pd.DataFrame) -> str:
@@ -143,8 +147,8 @@ def ours(table: pd.DataFrame) -> str:
     return next(m for m in ("portfolio", "cpsat", "rules") if m in set(table.method))
 
 
-def goals(*lines: tuple[str, float, float]) -> pd.DataFrame:  # (what, at most, measured)
+def goals(*lines: tuple[str, str, float, float]) -> pd.DataFrame:  # (what, sign, asked for, measured)
     "What was asked for beside what was measured."
-    table = pd.DataFrame(lines, columns=["", "at most", "measured"]).set_index("")
-    table["reached"] = table.measured <= table["at most"]
-    return table
+    holds = {"<=": operator.le, ">=": operator.ge, "<": operator.lt}
+    rows = [(what, f"{sign} {f'{asked:,}'}", round(x, 3), holds[sign](x, asked)) for what, sign, asked, x in lines]
+    return pd.DataFrame(rows, columns=["", "asked for", "measured", "reached"]).set_index("")
