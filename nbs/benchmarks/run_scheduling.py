@@ -28,6 +28,7 @@ from dtwb.scheduling.solve import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA, RESULTS = ROOT / "../shared/data", ROOT / "data/benchmarks"
+NO_ANSWER = "no answer within"  # an error that would come again
 PEERS = ("plain_cpsat", "pyjobshop", "job_shop_lib")  # every other method is one of ours
 
 CLASSICAL = "ft10 la38 la40 abz8 orb03 swv03 swv12 yn2 ta11 ta21 ta31 ta41 ta61".split()
@@ -184,7 +185,7 @@ def answer(command: list[str], patience: float) -> dict:
     try:
         out, err = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {patience:g} s"}
+        return {"error": f"{NO_ANSWER} {patience:g} s"}
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -265,7 +266,7 @@ def run_all(
             say(f"{method} is left out: neither a method of ours nor installed (`make peers`)")
     methods = [method for method in methods if not is_missing(method)]
     wanted = [Run(i, m, seed, limit, workers, objective) for i in instances for seed in range(seeds) for m in methods]
-    rows = {run: row for run, row in read(path) if "error" not in row}
+    rows = {run: row for run, row in read(path) if row.get("error", NO_ANSWER).startswith(NO_ANSWER)}
     todo = [run for run in wanted if run not in rows]
     warm_up(todo, data)
     began = time.monotonic()
@@ -273,7 +274,7 @@ def run_all(
         row = rows[run] = execute(run, data)
         append(path, row)
         left = (time.monotonic() - began) / n * (len(todo) - n)
-        value = row.get("error") or f"{row.get('objective')} in {row['wall']:.1f} s"
+        value = row.get("error") or f"{row.get('objective')} in {row.get('wall', 0):.1f} s"
         warning = "" if row.get("valid", True) else f" NOT VALID: {row['violations']}"
         say(f"[{n}/{len(todo)}, {left / 60:.0f} min left] {run.instance} {run.method} {run.seed}: {value}{warning}")
     return [rows[run] for run in wanted]

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from run_scheduling import DATA, ROOT, best_known
+from run_scheduling import DATA, PEERS, ROOT, best_known
 
 from dtwb.core.schedule import OKABE_ITO
 
@@ -95,6 +95,7 @@ def frame(runs: list[dict]) -> pd.DataFrame:
     table["instance"] = table.instance.str.partition("/")[2]
     objective = table.objective.astype(float).where(table.valid.eq(True), np.inf)
     table["gap"] = (objective / table.best.astype(float) - 1) * 100
+    table["peer"] = table.method.str.partition(":")[0].isin(PEERS)
     table["proved"] = table.status.eq("optimal") & table.valid.eq(True)
     return table
 
@@ -140,6 +141,11 @@ def busy(table: pd.DataFrame) -> pd.DataFrame:
     numbers = table.astype({"wall": float, "cpu": float, "compiled": float, "load": float})
     found = numbers.assign(cores=numbers.cpu / numbers.wall).groupby("method", sort=False)
     return found[["wall", "cores", "load"]].mean().join(found.compiled.sum()).round(2)
+
+
+def failures(table: pd.DataFrame) -> pd.DataFrame:
+    "Runs that ended without a plan, or with one that is none."
+    return table[~table.valid.eq(True)][["instance", "method", "seed", "limit", "status", "valid", "error"]]
 
 
 def ours(table: pd.DataFrame) -> str:
