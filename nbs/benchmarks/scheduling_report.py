@@ -140,7 +140,8 @@ def busy(table: pd.DataFrame) -> pd.DataFrame:
     "How many cores each method had, the machine's load when it began, and the functions that numba compiled meanwhile."
     numbers = table.astype({"wall": float, "cpu": float, "compiled": float, "load": float})
     found = numbers.assign(cores=numbers.cpu / numbers.wall).groupby("method", sort=False)
-    return found[["wall", "cores", "load"]].mean().join(found.compiled.sum()).round(2)
+    sums = pd.DataFrame({"longest": found.wall.max(), "compiled": found.compiled.sum()})
+    return found[["wall", "cores", "load"]].mean().join(sums).round(2)
 
 
 def failures(table: pd.DataFrame) -> pd.DataFrame:
