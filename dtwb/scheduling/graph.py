@@ -7,7 +7,7 @@ __all__ = ['Graph', 'fits_graph', 'to_graph', 'Selection', 'selection', 'heads',
            'unlink', 'link', 'move_back', 'move_up', 'reassign', 'can_move_back', 'can_move_up', 'length_back',
            'length_up', 'draw', 'critical_path', 'one_machine', 'lower_bound']
 
-# %% ../../nbs/scheduling/28_graph.ipynb #149fafd5
+# %% ../../nbs/scheduling/28_graph.ipynb #3a7e9fdb
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..core.errors import ScheduleError
 from .arrays import to_arrays
 from .problem import Problem
 
-# %% ../../nbs/scheduling/28_graph.ipynb #d2155cc0
+# %% ../../nbs/scheduling/28_graph.ipynb #b12a3f5f
 class Graph(NamedTuple):
     "A job shop, perhaps a flexible one; operations count from 1."
 
@@ -44,7 +44,7 @@ class Graph(NamedTuple):
     def operations(self) -> int:
         return len(self.job) - 1
 
-# %% ../../nbs/scheduling/28_graph.ipynb #24706385
+# %% ../../nbs/scheduling/28_graph.ipynb #ba63c9cb
 def fits_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -70,7 +70,7 @@ def fits_graph(
         if not problem.is_started(o)
     )
 
-# %% ../../nbs/scheduling/28_graph.ipynb #72687f3b
+# %% ../../nbs/scheduling/28_graph.ipynb #d0723663
 def to_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -105,7 +105,7 @@ def to_graph(
     where = earliest, fixed, place, available, a.travel, last, last
     return Graph(job, before, after, ptrs, on, lasts, *where, *tails, flexible)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #35e0226e
+# %% ../../nbs/scheduling/28_graph.ipynb #7d587e95
 class Selection(NamedTuple):
     "A plan in the graph."
 
@@ -140,7 +140,7 @@ def selection(graph: Graph) -> Selection:
     ways = tuple(room(whole) for _ in range(7))
     return Selection(*sequences, *ways, np.zeros(n, short), room(short), room(short), room(np.int8), room(whole))
 
-# %% ../../nbs/scheduling/28_graph.ipynb #32d6bb8d
+# %% ../../nbs/scheduling/28_graph.ipynb #610a47b5
 @njit(cache=True, nogil=True)
 def heads(g: Graph, s: Selection, first: int) -> None:
     "Heads from place `first` of the order on."
@@ -168,36 +168,43 @@ def longest(g: Graph, s: Selection) -> int:  # ticks
         most = max(most, s.end[v] + s.tail[v])
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #9dddbe0f
+# %% ../../nbs/scheduling/28_graph.ipynb #6631a12f
 @njit(cache=True, nogil=True)
 def sort(g: Graph, s: Selection) -> bool:  # False: there is a circle
     "A topological order, from nothing, and all heads and tails."
-    n = len(s.order)
-    count = 0
+    order, position, mark, before, after, prior, following = (
+        s.order, s.position, s.mark, g.before, g.after, s.prior, s.next
+    )  # fmt: skip
+    n, count, i = len(order), 0, 0
     for v in range(1, n + 1):
-        s.mark[v] = (g.before[v] != 0) + (s.prior[v] != 0)
-        if s.mark[v] == 0:
-            s.order[count] = v
+        mark[v] = (before[v] != 0) + (prior[v] != 0)
+        if mark[v] == 0:
+            order[count] = v
             count += 1
-    i = 0
     while i < count:
-        v = s.order[i]
-        s.position[v] = i
+        v = order[i]
+        position[v] = i
         i += 1
-        for w in (g.after[v], s.next[v]):
-            if w:
-                s.mark[w] -= 1
-                if s.mark[w] == 0:
-                    s.order[count] = w
-                    count += 1
-    s.mark[:] = 0
+        w = after[v]
+        if w:
+            mark[w] -= 1
+            if mark[w] == 0:
+                order[count] = w
+                count += 1
+        w = following[v]
+        if w:
+            mark[w] -= 1
+            if mark[w] == 0:
+                order[count] = w
+                count += 1
+    mark[:] = 0
     if count < n:
         return False
     heads(g, s, 0)
     tails(g, s, n - 1)
     return True
 
-# %% ../../nbs/scheduling/28_graph.ipynb #33b86362
+# %% ../../nbs/scheduling/28_graph.ipynb #28fb2228
 @njit(cache=True, nogil=True)
 def put_on(g: Graph, s: Selection, v: int, mode: int) -> None:
     "Let operation `v` be done in a mode, which stands at `mode` in the graph's arrays; its neighbours must be known."
@@ -237,8 +244,8 @@ def load(g: Graph, s: Selection, machine: np.ndarray, order: np.ndarray) -> bool
             back[s.machine[v]] = v
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #507ea003
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #da6e0058
+@njit(cache=True, nogil=True, forceinline=True)
 def unlink(s: Selection, v: int) -> None:
     "Take `v` out of its machine's sequence."
     a, b = s.prior[v], s.next[v]
@@ -248,7 +255,7 @@ def unlink(s: Selection, v: int) -> None:
         s.front[s.machine[v]] = b
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def link(s: Selection, v: int, a: int) -> None:
     "Put `v` right behind `a` on its machine; 0: to the front."
     m = s.machine[v]
@@ -261,7 +268,7 @@ def link(s: Selection, v: int, a: int) -> None:
     if b:
         s.prior[b] = v
 
-# %% ../../nbs/scheduling/28_graph.ipynb #16cf56e5
+# %% ../../nbs/scheduling/28_graph.ipynb #fb01dcbf
 @njit(cache=True, nogil=True)
 def move_back(g: Graph, s: Selection, u: int, v: int) -> None:
     "Let `u` be done right after `v`, which is later on its machine."
@@ -326,20 +333,22 @@ def reassign(g: Graph, s: Selection, v: int, mode: int, a: int) -> bool:  # Fals
     link(s, v, a)
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #048552be
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #c32feb51
+@njit(cache=True, nogil=True, forceinline=True)
 def can_move_back(g: Graph, s: Selection, u: int, v: int) -> bool:
     w = g.after[u]
-    return w == 0 or s.tail[w] < s.rest[v] or s.head[v] < s.end[w]
+    tail, rest, head, end = s.tail[w], s.rest[v], s.head[v], s.end[w]
+    return w == 0 or (w != v and (tail < rest or head < end))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def can_move_up(g: Graph, s: Selection, u: int, v: int) -> bool:
     w = g.before[v]
-    return w == 0 or s.head[w] < s.end[u] or s.tail[u] < s.rest[w]
+    head, end, tail, rest = s.head[w], s.end[u], s.tail[u], s.rest[w]
+    return w == 0 or (w != u and (head < end or tail < rest))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def length_back(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     "The longest way through what stands between `u` and `v`, once `u` is right after `v`."
     end, count, x = s.end[s.prior[u]], 0, s.next[u]
@@ -364,7 +373,7 @@ def length_back(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     return most
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def length_up(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     "The longest way through what stands between `u` and `v`, once `v` is right before `u`."
     rest, count, x = s.rest[s.next[v]], 0, s.prior[v]
@@ -388,8 +397,8 @@ def length_up(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
         x = s.next[x]
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #be2a1f29
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #fc43ecc5
+@njit(cache=True, nogil=True, forceinline=True)
 def draw(random: np.ndarray, n: int) -> int:
     "A number below `n`; `random` holds one word of state (xorshift, Marsaglia 2003)."
     x = random[0]
@@ -414,9 +423,10 @@ def critical_path(g: Graph, s: Selection, length: int, random: np.ndarray) -> in
     while v:
         first -= 1
         s.path[first] = v
-        a, b = g.before[v], s.prior[v]
-        by_job = a != 0 and s.end[a] + s.lag[v] == s.head[v]
-        by_machine = b != 0 and s.end[b] == s.head[v]
+        a, b, head = g.before[v], s.prior[v], s.head[v]
+        job_end, machine_end = s.end[a] + s.lag[v], s.end[b]
+        by_job = a != 0 and job_end == head
+        by_machine = b != 0 and machine_end == head
         if by_job and by_machine:
             v = a if draw(random, 2) else b
         else:
@@ -425,7 +435,7 @@ def critical_path(g: Graph, s: Selection, length: int, random: np.ndarray) -> in
         s.path[i - first] = s.path[i]
     return n - first
 
-# %% ../../nbs/scheduling/28_graph.ipynb #fb169052
+# %% ../../nbs/scheduling/28_graph.ipynb #d017d397
 @njit(cache=True, nogil=True)
 def one_machine(head: np.ndarray, duration: np.ndarray, tail: np.ndarray) -> int:  # ticks
     "The makespan of Jackson's preemptive schedule."
