@@ -97,7 +97,7 @@ def anneal(
         if decode(
             order, chosen, 0, fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit
         ):
-            value, late = value_on(*worth, op, job, machine, table)
+            value, late = value_on(worth, op, job, machine, table)
         cost = value + penalty * late
         if late < state[1] or (late == state[1] and value < state[2]):
             state[1], state[2] = late, value

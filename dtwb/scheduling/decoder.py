@@ -9,7 +9,8 @@ __all__ = ['MAKESPAN', 'TOTAL_TARDINESS', 'WEIGHTED_TARDINESS', 'NUMBER_LATE', '
 # %% ../../nbs/scheduling/14_decoder.ipynb #fe7bbd29
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -99,21 +100,15 @@ def decode(
 
 @njit(cache=True, nogil=True)
 def value_on(
-    weights,  # (terms,) as in OBJECTIVES
-    weight,  # (jobs,)
-    power,
-    price_time,
-    price,  # kW by machine; the tariff, times ticks to hours
-    known_start,
-    known_on,
-    move,
-    shift,  # the former plan (-1: not in it) and what departing from it costs
+    worth,  # what `Decoder.worth` holds
     op,
     job,
     machine,
     table,  # see Board
 ) -> tuple[float, float]:  # value, ticks after deadlines
     "What the plan on the board is worth."
+    # by OBJECTIVES; by job; kW by machine; the tariff for an hour; the former plan (-1: not in it), and its price
+    weights, weight, power, price_time, price, known_start, known_on, move, shift = worth
     makespan, late = 0, 0.0
     total = 0.0
     for j in range(len(job)):
@@ -188,10 +183,9 @@ class Decoder:
     objective: Objective
     reference: Schedule | None
     stability: Stability | None
-    worth: tuple  # what `value_on` needs to know
+    worth: tuple[Any, ...]  # what `value_on` needs to know
     flexible: np.ndarray  # operations with several modes that are free to be chosen
     penalty: float = 1.0  # of the objective, for each tick after a deadline
-    options: dict = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -235,7 +229,7 @@ class Decoder:
     def value_now(self) -> tuple[float, float]:  # value, ticks after deadlines
         "What the plan on the board is worth."
         board = self.desk.board
-        return value_on(*self.worth, board.op, board.job, board.machine, board.table)
+        return value_on(self.worth, board.op, board.job, board.machine, board.table)
 
     def solution(self, **more) -> Solution:  # raises ScheduleError if a deadline is missed
         "What is on the board."
@@ -249,12 +243,12 @@ class Decoder:
             )
         return solution_on(self.desk, self.objective, self.reference, self.stability, **more)
 
-    def order_of(self, starts: Sequence[int]) -> np.ndarray:
+    def order_of(self, starts: Sequence[int] | np.ndarray) -> np.ndarray:
         "The order of a plan: jobs by when their operations start, of those that start together the longest first."
         a = self.desk.arrays
         return a.op_job[np.lexsort((np.arange(a.operations), -longest(a), np.asarray(starts)))].astype(np.int64)
 
-    def modes_of(self, machines: Sequence[int]) -> np.ndarray:
+    def modes_of(self, machines: Sequence[int] | np.ndarray) -> np.ndarray:
         "The modes of a plan."
         a = self.desk.arrays
         owner = np.repeat(np.arange(a.operations), np.diff(a.mode_ptr))

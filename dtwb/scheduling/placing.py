@@ -74,7 +74,7 @@ def to_board(
         if not a.op_started[o]:
             op[o, FIXED_ON], op[o, FIXED_AT] = machine, ticks
     for o in np.flatnonzero(a.op_started):
-        op[o, FIXED_ON], op[o, FIXED_AT] = a.mode_machine[a.mode_ptr[o]], _resumed(problem, o)
+        op[o, FIXED_ON], op[o, FIXED_AT] = a.mode_machine[a.mode_ptr[o]], _resumed(problem, int(o))
     job = np.zeros((a.jobs, 7), np.int64)
     for column, values in zip((RELEASE, DUE, DEADLINE, PLACE), (a.job_release, a.job_due, a.job_deadline, a.job_place)):
         job[:, column] = values
