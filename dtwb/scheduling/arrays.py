@@ -221,7 +221,7 @@ def setup_ticks(
     m: int,  # the machine
     before: int,  # the family that it is set up for; -1: for none yet
     after: int,  # the family to come
-) -> int:  # ticks
+):  # ticks
     "What it takes to set machine `m` up."
     kind = a.setup_kind[m]
     if kind < 0 or before < 0 or before == after:
