@@ -1150,6 +1150,8 @@ def solve_cpsat(
         raise ScheduleError("its numbers are too large for CP-SAT", problem.name, "a longer tick makes them smaller")
     if watch.best is None:
         what = "there is no solution" if status == cp_model.INFEASIBLE else f"no solution was found in {wall:.1f} s"
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            what = "no solution was found in which parts need not change places in a circle"
         raise ScheduleError(what, problem.name)
     return _finished(solver, model, watch, status, stopped, wall)
 
