@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['AnyChange', 'HANDFUL', 'STRATEGIES', 'SHARE', 'remaining', 'Breakdown', 'UrgentOrder', 'Cancelled', 'Rework',
-           'LateMaterial', 'SlowMachine', 'apply_change', 'frozen', 'right_shifted', 'affected', 'repair', 'replan',
-           'reschedule', 'Move', 'Change', 'change_words', 'explain_change']
+           'LateMaterial', 'SlowMachine', 'apply_change', 'frozen', 'right_shifted', 'affected', 'resequenced',
+           'repair', 'replan', 'reschedule', 'Move', 'Change', 'change_words', 'explain_change']
 
 # %% ../../nbs/scheduling/50_rescheduling.ipynb #868d12ae
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from ..core.errors import ScheduleError
@@ -37,10 +38,10 @@ from dtwb.scheduling.problem import (
     verify,
     violations,
 )
-from .rules import follow
+from .rules import Policy, dispatch, follow
 from .solve import Kept, keeps, solve
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #02044d9e
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #1330fe1a
 def remaining(
     problem: Problem,
     plan: Solution | Schedule,
@@ -95,7 +96,7 @@ def _waited(operation: ProblemOperation, ticks: int) -> ProblemOperation:
         return operation
     return replace(operation, max_wait=max(0, operation.max_wait - ticks))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #3f32e4f3
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #4d7b5a55
 def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int) -> ProblemJob:
     "A job whose next operation `o` has not started."
     j, k = problem.operations[o]
@@ -111,7 +112,7 @@ def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int
     first = _waited(problem.operation(o), now + moved["release"] - since)
     return replace(job, operations=(first, *job.operations[o + 1 - a :]), started=False, **moved)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #4729d461
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #61635008
 def _machine_at(problem: Problem, plan: Solution, m: int, now: int) -> ProblemMachine:
     machine, family = problem.machines[m], problem.machines[m].family
     available = max(0, machine.available - now)
@@ -149,7 +150,7 @@ def _tariff_at(problem: Problem, now: int) -> tuple[tuple[int, float], ...]:
     before = [(0, price) for time, price in problem.tariff if time <= now]
     return (*before[-1:], *later)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #030772b7
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #13c3e032
 @dataclass(frozen=True)
 class Breakdown:
     "A machine is down; with `since`, it will be, for maintenance say."
@@ -202,7 +203,7 @@ class SlowMachine:
 
 AnyChange = Breakdown | UrgentOrder | Cancelled | Rework | LateMaterial | SlowMachine
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #6bc211fb
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #d8aa0909
 def apply_change(
     problem: Problem,
     change: AnyChange,
@@ -247,7 +248,7 @@ def _on(problem: Problem, m: int, change: Callable[[ProblemOperation, int, bool]
 
     return replace(problem, jobs=tuple(changed(job) for job in problem.jobs))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #0fb5f448
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #896f3167
 def _broken(problem: Problem, m: int, until: int) -> Problem:
     def interrupted(operation: ProblemOperation, k: int, started: bool) -> ProblemOperation:
         duration = operation.modes[0].duration
@@ -283,7 +284,7 @@ def _slowed(problem: Problem, m: int, factor: float) -> Problem:
 
     return _on(problem, m, slower)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #50e042b4
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #eb3be456
 def _cancelled(problem: Problem, j: int) -> Problem:
     job = problem.jobs[j]
     rest = (replace(job, operations=job.operations[:1], due=None, deadline=None),) if job.started else ()
@@ -345,7 +346,7 @@ def right_shifted(
     "The old plan, its machines and sequences, shifted to where it still can be."
     return follow(problem, previous, objective, True, reference, stability)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #45f6cd59
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #e41348ee
 HANDFUL = 40  # operations that are planned anew together
 
 
@@ -364,6 +365,25 @@ def affected(
     return sorted(touched, key=lambda o: (shifted.starts[o], o))
 
 
+def resequenced(
+    problem: Problem,
+    previous: Schedule,
+    objective: Objective | str = "weighted_tardiness",
+    reference: Schedule | None = None,
+    stability: Stability | None = None,
+) -> Solution:
+    "The old order as priorities: no machine waits for what is late."
+    known = planned(problem, previous)
+    ranks, left = [], 0.0
+    for o in reversed(range(len(problem.operations))):
+        job = problem.jobs[problem.operations[o][0]]
+        last = o + 1 == len(problem.operations) or problem.operations[o + 1][1] == 0
+        left = (0.0 if last else left) + min(mode.duration for mode in problem.operation(o).modes)
+        latest = job.release if job.due is None else job.due - left
+        ranks.append(float(known[o][1] if o in known else latest))
+    return dispatch(problem, Policy(ranks=tuple(reversed(ranks))), objective, reference, stability)
+
+
 def repair(
     problem: Problem,
     objective: Objective | str,
@@ -379,7 +399,9 @@ def repair(
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
 ) -> Solution:  # never worse than `first`
     "Plan anew what differs from `reference`, a handful at a time."
-    began, best, keep = time.perf_counter(), first, keep or {}
+    began, keep = time.perf_counter(), keep or {}
+    cost: dict[str, Any] = {"reference": reference, "stability": stability}
+    best = _better(problem, first, keep, lambda: resequenced(problem, reference or Schedule(), objective, **cost))
     free = [o for o in affected(problem, reference or Schedule(), first) if o not in keep]
     trace, at, since = [(0.0, best.objective, None)], 0, 0
     steps = max(1, math.ceil(len(free) / (HANDFUL / 2)))
@@ -392,8 +414,9 @@ def repair(
         handful = set(free[at : at + HANDFUL])
         stay = {o: (best.machines[o], best.starts[o]) for o in range(len(best.starts)) if o not in handful}
         fixed = keep | {o: where for o, where in stay.items() if not problem.is_started(o)}
-        options = {"seed": seed, "workers": workers, "stop": stop, "reference": reference, "stability": stability}
+        options = cost | {"seed": seed, "workers": workers, "stop": stop}
         found = _improved(problem, objective, best, min(left, max(0.2, time_limit / 4)), keep=fixed, **options)
+        found = _better(problem, found, keep, lambda found=found: follow(problem, found, objective, False, **cost))
         since = 0 if found.objective < best.objective - 1e-9 else since + 1
         if since == 0:
             best = found
@@ -405,6 +428,16 @@ def repair(
     return replace(best, bound=None, status="feasible", how=how, trace=tuple(trace), method="repair", wall_time=took)
 
 
+def _better(problem: Problem, best: Solution, keep: Kept, make: Callable[[], Solution]) -> Solution:
+    "The better one of `best` and what `make` makes, if that is a plan at all."
+    try:
+        found = make()
+    except ScheduleError:
+        return best
+    fine = found.objective < best.objective - 1e-9 and keeps(found, keep) and not violations(problem, found)
+    return found if fine else best
+
+
 def _improved(problem: Problem, objective: Any, best: Solution, limit: float, **options: Any) -> Solution:
     "`best`, or what CP-SAT makes of it."
     try:
@@ -412,7 +445,7 @@ def _improved(problem: Problem, objective: Any, best: Solution, limit: float, **
     except ScheduleError:  # not even the hint, in this time
         return best
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #1257c2c7
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #8fcbb218
 STRATEGIES = ("full", "repair", "right_shift")
 SHARE = 0.3  # of the time, that `full` repairs before it plans everything anew
 
@@ -429,6 +462,7 @@ def replan(
     workers: int | None = None,
     callback: Callable[..., Any] | None = None,  # called with each better plan, as `solve` does
     stop: Callable[[], bool] | None = None,  # asked ten times a second; the best so far comes back
+    at_once: Callable[[Solution], Any] | None = None,  # called with the right-shifted plan, as soon as it is there
 ) -> Solution:  # raises ScheduleError if there is no plan
     "A plan for `problem`, never worse than shifting `previous` to the right."
     began = time.perf_counter()
@@ -440,6 +474,8 @@ def replan(
     keep = frozen(problem, previous, shifted, freeze) if shifted is not None and freeze > 0 else {}
     best = shifted if shifted is not None and not violations(problem, shifted) else None
     options = cost | {"keep": keep, "seed": seed, "workers": workers, "stop": stop}
+    if best is not None and at_once:
+        at_once(best)
 
     def left() -> float:
         return time_limit - (time.perf_counter() - began)
@@ -493,6 +529,7 @@ def reschedule(
     stop: Callable[[], bool] | None = None,  # asked ten times a second; the best so far comes back
     strategy: str = "full",  # one of STRATEGIES
     changes: Iterable[AnyChange] = (),  # what the state does not know yet, in ticks from now
+    at_once: Callable[[Solution], Any] | None = None,  # called with the right-shifted plan, as soon as it is there
 ) -> Solution:  # its `schedule` names what has not started; raises ScheduleError if there is none
     "A plan from `now` on, never worse than shifting the old one to the right."
     began = time.perf_counter()
@@ -501,9 +538,11 @@ def reschedule(
     for change in changes:
         problem = apply_change(problem, change)
     left = max(0.1, time_limit - (time.perf_counter() - began))
-    return replan(problem, previous, objective, strategy, left, stability, freeze, seed, workers, callback, stop)
+    return replan(
+        problem, previous, objective, strategy, left, stability, freeze, seed, workers, callback, stop, at_once
+    )
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #857ca913
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #c43374f1
 @dataclass(frozen=True)
 class Move:
     "One operation that is not where people expect it."
@@ -523,7 +562,7 @@ class Change:
     "What a new plan changes, why, and what it costs."
 
     problem: Problem
-    moves: tuple[Move, ...]
+    moves: tuple[Move, ...] = field(repr=False)
     common: int  # operations that are in both plans
     terms: dict[str, tuple[float | None, float | None, float]]  # term -> as planned, right-shifted, now
 
@@ -551,10 +590,10 @@ class Change:
         moves = self.table.to_html(index=False, max_rows=20, na_rep="")
         return f"<p>{escape(str(self))}</p>{self.costs.to_html(na_rep='', float_format='{:g}'.format)}{moves}"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #6fd5ed8d
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #028b63a0
 _REASONS = {
     "machine": "their machine is down or closed",
-    "slower": "they take longer",
+    "slower": "work takes longer",
     "material": "they wait for material",
     "urgent": "they make way for new work",
     "pushed": "others push them",
@@ -578,16 +617,14 @@ def change_words(change: Change) -> str:
     line += f"; {new} operations are new" if new else ""
     parts = []
     for name, (before, waiting, now) in change.terms.items():
-        if name not in ("flow_time", "stability") and (before is not None or waiting is not None):
-            told = f"{before:g} to {now:g}" if before is not None else f"{now:g}"
-            told += f" (waiting would make it {waiting:g})" if waiting is not None and waiting != now else ""
-            if before != now or waiting not in (None, now):
-                parts.append(
-                    f"{name.replace('_', ' ')} goes from {told}" if before is not None else f"{name} is {told}"
-                )
+        if name in ("flow_time", "stability") or (before in (None, now) and waiting in (None, now)):
+            continue
+        verb = "is" if before is None else f"stays at {now:g}" if before == now else f"goes from {before:g} to"
+        told = f"{name.replace('_', ' ')} {verb}" + (f" {now:g}" if before != now else "")
+        parts.append(told + (f" (waiting would make it {waiting:g})" if waiting not in (None, now) else ""))
     return f"{line}. {'; '.join(parts).capitalize()}" if parts else line
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #00ffe15e
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #aa20d17e
 class _Reasons:
     "Looks for what holds each operation where it is."
 
@@ -612,7 +649,7 @@ class _Reasons:
                     groups[-1].append(o)
                 else:
                     groups.append([o])
-            for a, b in zip(groups, groups[1:]):
+            for a, b in pairwise(groups):
                 found |= {o: max(a, key=lambda i: self.new.leaves[i]) for o in b}
         return found
 
@@ -705,7 +742,7 @@ class _Reasons:
             )
         return "improves", "it makes room for others"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #d40a46cc
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #a852c56d
 def explain_change(
     problem: Problem,  # from now on, with what has happened
     old: Schedule | Solution,  # the plan that people know
