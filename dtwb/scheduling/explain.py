@@ -7,7 +7,7 @@ __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting
            'relaxed', 'feasible', 'reaching', 'only', 'coarse', 'quickxplain', 'thinned', 'Conflict', 'Remedy',
            'explain_infeasible', 'remedies', 'Relaxation', 'relaxation', 'why_infeasible']
 
-# %% ../../nbs/scheduling/45_explain.ipynb #bc15d69e
+# %% ../../nbs/scheduling/45_explain.ipynb #927658ee
 import math
 import time
 from collections import defaultdict
@@ -26,7 +26,7 @@ from ..core.schedule import Schedule, ScheduledOperation
 from .cpsat import build_model, solve_cpsat
 from .problem import Problem, ProblemMaterial, Solution, Stability, horizon
 
-# %% ../../nbs/scheduling/45_explain.ipynb #4d5a2c98
+# %% ../../nbs/scheduling/45_explain.ipynb #8435199b
 Kept = dict[int, tuple[int, int]]  # operation -> (machine, start in ticks) that must stay
 Changed = tuple[Problem, Kept]
 
@@ -47,7 +47,7 @@ class Requirement:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #90469e2f
+# %% ../../nbs/scheduling/45_explain.ipynb #6fa1e2c5
 def moment(
     problem: Problem,
     ticks: int,
@@ -71,7 +71,7 @@ def lasting(problem: Problem, ticks: float) -> str:
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f}".rstrip("0").rstrip(".")
 
-# %% ../../nbs/scheduling/45_explain.ipynb #ecab92fc
+# %% ../../nbs/scheduling/45_explain.ipynb #045eb4c6
 def _with(items: tuple, i: int, **changes: Any) -> tuple:
     "`items` with number `i` changed."
     item = items[i]._replace(**changes) if hasattr(items[i], "_replace") else replace(items[i], **changes)
@@ -114,7 +114,7 @@ def _releases(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[
                 jobs=(j,),
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #979d6652
+# %% ../../nbs/scheduling/45_explain.ipynb #e8b9df72
 def _frozen(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     for o, (machine, at) in sorted(keep.items(), key=lambda item: (item[1][1], item[0])):
         j, position = problem.operations[o]
@@ -151,7 +151,7 @@ def _waits(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Req
             jobs=(j,),
         )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #2e43e420
+# %% ../../nbs/scheduling/45_explain.ipynb #7077a339
 def closed_times(
     windows: tuple[tuple[int, int], ...],  # ticks
 ) -> list[tuple[int, int | None]]:  # ticks; None: for ever
@@ -203,7 +203,7 @@ def _down(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requ
                 machine.available,
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #b49c769c
+# %% ../../nbs/scheduling/45_explain.ipynb #d5e05472
 def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     wanted: dict[int, float] = defaultdict(float)
     for o in range(len(problem.operations)):
@@ -241,7 +241,7 @@ def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator
                     ticks,
                 )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #705f7692
+# %% ../../nbs/scheduling/45_explain.ipynb #6b78afa4
 def _resources(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     needs = [units for o in range(len(problem.operations)) for _, units in problem.operation(o).needs]
     for r, resource in enumerate(problem.resources):
@@ -275,7 +275,7 @@ def _buffers(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[R
                 f" places in {buffer.id}",
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #19a4bf6a
+# %% ../../nbs/scheduling/45_explain.ipynb #afe91628
 KINDS = {
     "deadline": _deadlines,
     "frozen": _frozen,
@@ -309,7 +309,7 @@ def relaxed(
         changed = requirement.relax(*changed)
     return changed
 
-# %% ../../nbs/scheduling/45_explain.ipynb #a73d3e5c
+# %% ../../nbs/scheduling/45_explain.ipynb #17a10fcd
 def feasible(
     problem: Problem,
     keep: Kept | None = None,
@@ -362,7 +362,7 @@ def _any_plan(
     starts = (start if isinstance(start, int) else solver.value(start) for start in model.starts)
     return True, dict(enumerate(zip(places, starts)))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #4c560449
+# %% ../../nbs/scheduling/45_explain.ipynb #e44fc3e2
 class _Checks:
     "Asks whether the requirements in a set can hold together; counts, and keeps the time."
 
@@ -454,7 +454,7 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
             conflict = rest
     return conflict
 
-# %% ../../nbs/scheduling/45_explain.ipynb #cdbef40f
+# %% ../../nbs/scheduling/45_explain.ipynb #10c91c7f
 MOST = 8  # of what a sentence names
 
 
@@ -505,7 +505,7 @@ class Remedy:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #5cc1cb96
+# %% ../../nbs/scheduling/45_explain.ipynb #a0294bf7
 def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirement], int] | None:
     "A conflict that one job has with itself, and the job."
     problem, keep = check.problem, check.keep
@@ -527,6 +527,7 @@ def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirem
 def _route(problem: Problem, keep: Kept, j: int, start: datetime | None) -> str:
     "How `j` would go through the plant if it were alone."
     one, kept, _ = only(problem, keep, [j])
+    kept = {o: where for o, where in kept.items() if one.duration(o, where[0]) is not None}
     try:
         free = reaching(replace(one, jobs=(replace(one.jobs[0], deadline=None),)), kept)
         plan = solve_cpsat(free, "makespan", 2.0, 0, 1, keep=kept)
@@ -556,7 +557,7 @@ def _meeting(problem: Problem, conflict: list[Requirement]) -> str:
     shared = [problem.machines[m].id for m, jobs in sorted(visits.items()) if len(jobs) > 1]
     return f"they meet on {', '.join(shared[:6])}{' and others' * (len(shared) > 6)}" if shared else ""
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0b2b7177
+# %% ../../nbs/scheduling/45_explain.ipynb #d6f21db2
 def explain_infeasible(
     problem: Problem,
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -581,7 +582,9 @@ def explain_infeasible(
 
     own = _own_conflict(check, start)
     if own is not None:
-        conflict, where = own[0], _route(problem, keep, own[1], start)
+        conflict, where = own[0], ""
+        if any(r.kind == "deadline" for r in conflict):
+            where = _route(problem, keep, own[1], start)
     else:
         likely = _before_the_last_deadline(problem, all_of)
         verdict = check(likely)
@@ -601,7 +604,7 @@ def explain_infeasible(
         cures = tuple(remedies(check, conflict))
     return result(conflict, True, minimal=minimal, where=where, remedies=cures)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #08499bbc
+# %% ../../nbs/scheduling/45_explain.ipynb #c7bc31f7
 def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
     "What each requirement of `conflict` alone could do."
     problem, keep = check.problem, check.keep
@@ -647,7 +650,7 @@ def _give_way(r: Requirement, given: str) -> str:
     }
     return ways.get(r.kind, given)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #72f2057d
+# %% ../../nbs/scheduling/45_explain.ipynb #b6c8bcc2
 @dataclass(frozen=True)
 class Relaxation:
     "A plan that misses as little as could be found, and what it misses."
@@ -720,7 +723,7 @@ def _schedule(problem: Problem, keep: Kept) -> Schedule:
 
     return Schedule(tuple(row(o, *kept) for o, kept in keep.items()))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #810864f0
+# %% ../../nbs/scheduling/45_explain.ipynb #a1054cbe
 def why_infeasible(
     problem: Problem,
     keep: Kept | None = None,
