@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting', 'closed_times', 'opened', 'requirements',
-           'relaxed', 'feasible', 'reaching', 'only', 'coarse', 'quickxplain', 'thinned', 'Conflict', 'Remedy',
-           'explain_infeasible', 'remedies', 'Relaxation', 'relaxation', 'why_infeasible']
+           'relaxed', 'feasible', 'reaching', 'run_solver', 'where_and_when', 'only', 'coarse', 'quickxplain',
+           'thinned', 'Conflict', 'Remedy', 'explain_infeasible', 'remedies', 'Relaxation', 'relaxation',
+           'why_infeasible']
 
-# %% ../../nbs/scheduling/45_explain.ipynb #927658ee
+# %% ../../nbs/scheduling/45_explain.ipynb #0934ce69
 import math
 import time
 from collections import defaultdict
@@ -26,7 +27,7 @@ from ..core.schedule import Schedule, ScheduledOperation
 from .cpsat import build_model, solve_cpsat
 from .problem import Problem, ProblemMaterial, Solution, Stability, horizon
 
-# %% ../../nbs/scheduling/45_explain.ipynb #8435199b
+# %% ../../nbs/scheduling/45_explain.ipynb #0d3aa6cc
 Kept = dict[int, tuple[int, int]]  # operation -> (machine, start in ticks) that must stay
 Changed = tuple[Problem, Kept]
 
@@ -47,7 +48,7 @@ class Requirement:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #6fa1e2c5
+# %% ../../nbs/scheduling/45_explain.ipynb #ef160880
 def moment(
     problem: Problem,
     ticks: int,
@@ -71,7 +72,7 @@ def lasting(problem: Problem, ticks: float) -> str:
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f}".rstrip("0").rstrip(".")
 
-# %% ../../nbs/scheduling/45_explain.ipynb #045eb4c6
+# %% ../../nbs/scheduling/45_explain.ipynb #4b3ef571
 def _with(items: tuple, i: int, **changes: Any) -> tuple:
     "`items` with number `i` changed."
     item = items[i]._replace(**changes) if hasattr(items[i], "_replace") else replace(items[i], **changes)
@@ -114,7 +115,7 @@ def _releases(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[
                 jobs=(j,),
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #e8b9df72
+# %% ../../nbs/scheduling/45_explain.ipynb #3e63f72f
 def _frozen(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     for o, (machine, at) in sorted(keep.items(), key=lambda item: (item[1][1], item[0])):
         j, position = problem.operations[o]
@@ -151,7 +152,7 @@ def _waits(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Req
             jobs=(j,),
         )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #7077a339
+# %% ../../nbs/scheduling/45_explain.ipynb #d4ac66e8
 def closed_times(
     windows: tuple[tuple[int, int], ...],  # ticks
 ) -> list[tuple[int, int | None]]:  # ticks; None: for ever
@@ -203,7 +204,7 @@ def _down(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requ
                 machine.available,
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #d5e05472
+# %% ../../nbs/scheduling/45_explain.ipynb #d5afd66b
 def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     wanted: dict[int, float] = defaultdict(float)
     for o in range(len(problem.operations)):
@@ -241,7 +242,7 @@ def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator
                     ticks,
                 )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #6b78afa4
+# %% ../../nbs/scheduling/45_explain.ipynb #02f7c3c8
 def _resources(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     needs = [units for o in range(len(problem.operations)) for _, units in problem.operation(o).needs]
     for r, resource in enumerate(problem.resources):
@@ -275,7 +276,7 @@ def _buffers(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[R
                 f" places in {buffer.id}",
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #afe91628
+# %% ../../nbs/scheduling/45_explain.ipynb #e2bb3f05
 KINDS = {
     "deadline": _deadlines,
     "frozen": _frozen,
@@ -309,7 +310,7 @@ def relaxed(
         changed = requirement.relax(*changed)
     return changed
 
-# %% ../../nbs/scheduling/45_explain.ipynb #17a10fcd
+# %% ../../nbs/scheduling/45_explain.ipynb #a0519ff1
 def feasible(
     problem: Problem,
     keep: Kept | None = None,
@@ -344,25 +345,36 @@ def _any_plan(
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.catch_sigint_signal = False
     solver.parameters.num_workers = 1 if len(problem.operations) <= 60 else min(8, available_cores())
+    status = run_solver(solver, model.cp, stop)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return (False if status == cp_model.INFEASIBLE else None), {}
+    return True, where_and_when(model, solver)
+
+
+def run_solver(solver: Any, model: Any, stop: Callable[[], bool] | None) -> Any:  # CP-SAT's status
+    "Solve, and end the search when `stop` says so."
     with ThreadPoolExecutor(1) as pool:
-        search = pool.submit(solver.solve, model.cp)
+        search = pool.submit(solver.solve, model)
         try:
             while not search.done():
                 wait([search], 0.1)
                 if stop and stop():
                     solver.stop_search()
-        except BaseException:
+        except BaseException:  # Ctrl-C, or `stop` has failed
             while not search.done():
                 solver.stop_search()
                 wait([search], 0.05)
             raise
-    if search.result() not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return (False if search.result() == cp_model.INFEASIBLE else None), {}
+    return search.result()
+
+
+def where_and_when(model: Any, solver: Any) -> Kept:  # operation -> (machine, start in ticks)
+    "What a solved model says."
     places = [next(m for m, literal in at.items() if literal is True or solver.value(literal)) for at in model.at]
     starts = (start if isinstance(start, int) else solver.value(start) for start in model.starts)
-    return True, dict(enumerate(zip(places, starts)))
+    return dict(enumerate(zip(places, starts)))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #e44fc3e2
+# %% ../../nbs/scheduling/45_explain.ipynb #841ed57d
 class _Checks:
     "Asks whether the requirements in a set can hold together; counts, and keeps the time."
 
@@ -454,7 +466,7 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
             conflict = rest
     return conflict
 
-# %% ../../nbs/scheduling/45_explain.ipynb #10c91c7f
+# %% ../../nbs/scheduling/45_explain.ipynb #56f4daa7
 MOST = 8  # of what a sentence names
 
 
@@ -505,7 +517,7 @@ class Remedy:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #a0294bf7
+# %% ../../nbs/scheduling/45_explain.ipynb #57aa1dc7
 def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirement], int] | None:
     "A conflict that one job has with itself, and the job."
     problem, keep = check.problem, check.keep
@@ -557,7 +569,7 @@ def _meeting(problem: Problem, conflict: list[Requirement]) -> str:
     shared = [problem.machines[m].id for m, jobs in sorted(visits.items()) if len(jobs) > 1]
     return f"they meet on {', '.join(shared[:6])}{' and others' * (len(shared) > 6)}" if shared else ""
 
-# %% ../../nbs/scheduling/45_explain.ipynb #d6f21db2
+# %% ../../nbs/scheduling/45_explain.ipynb #e6c7043b
 def explain_infeasible(
     problem: Problem,
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -604,7 +616,7 @@ def explain_infeasible(
         cures = tuple(remedies(check, conflict))
     return result(conflict, True, minimal=minimal, where=where, remedies=cures)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #c7bc31f7
+# %% ../../nbs/scheduling/45_explain.ipynb #b4f80453
 def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
     "What each requirement of `conflict` alone could do."
     problem, keep = check.problem, check.keep
@@ -650,7 +662,7 @@ def _give_way(r: Requirement, given: str) -> str:
     }
     return ways.get(r.kind, given)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #b6c8bcc2
+# %% ../../nbs/scheduling/45_explain.ipynb #674de543
 @dataclass(frozen=True)
 class Relaxation:
     "A plan that misses as little as could be found, and what it misses."
@@ -723,7 +735,7 @@ def _schedule(problem: Problem, keep: Kept) -> Schedule:
 
     return Schedule(tuple(row(o, *kept) for o, kept in keep.items()))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #a1054cbe
+# %% ../../nbs/scheduling/45_explain.ipynb #57f405fb
 def why_infeasible(
     problem: Problem,
     keep: Kept | None = None,

@@ -41,7 +41,7 @@ from dtwb.scheduling.problem import (
 from .rules import Policy, dispatch, follow
 from .solve import Kept, keeps, solve
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #1330fe1a
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #1fdd9ee3
 def remaining(
     problem: Problem,
     plan: Solution | Schedule,
@@ -96,7 +96,7 @@ def _waited(operation: ProblemOperation, ticks: int) -> ProblemOperation:
         return operation
     return replace(operation, max_wait=max(0, operation.max_wait - ticks))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #4d7b5a55
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #557c6224
 def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int) -> ProblemJob:
     "A job whose next operation `o` has not started."
     j, k = problem.operations[o]
@@ -112,7 +112,7 @@ def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int
     first = _waited(problem.operation(o), now + moved["release"] - since)
     return replace(job, operations=(first, *job.operations[o + 1 - a :]), started=False, **moved)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #61635008
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #f3057249
 def _machine_at(problem: Problem, plan: Solution, m: int, now: int) -> ProblemMachine:
     machine, family = problem.machines[m], problem.machines[m].family
     available = max(0, machine.available - now)
@@ -150,7 +150,7 @@ def _tariff_at(problem: Problem, now: int) -> tuple[tuple[int, float], ...]:
     before = [(0, price) for time, price in problem.tariff if time <= now]
     return (*before[-1:], *later)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #13c3e032
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #9be1390f
 @dataclass(frozen=True)
 class Breakdown:
     "A machine is down; with `since`, it will be, for maintenance say."
@@ -203,7 +203,7 @@ class SlowMachine:
 
 AnyChange = Breakdown | UrgentOrder | Cancelled | Rework | LateMaterial | SlowMachine
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #d8aa0909
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #333db3b3
 def apply_change(
     problem: Problem,
     change: AnyChange,
@@ -248,7 +248,7 @@ def _on(problem: Problem, m: int, change: Callable[[ProblemOperation, int, bool]
 
     return replace(problem, jobs=tuple(changed(job) for job in problem.jobs))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #896f3167
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #b9c31c6e
 def _broken(problem: Problem, m: int, until: int) -> Problem:
     def interrupted(operation: ProblemOperation, k: int, started: bool) -> ProblemOperation:
         duration = operation.modes[0].duration
@@ -284,7 +284,7 @@ def _slowed(problem: Problem, m: int, factor: float) -> Problem:
 
     return _on(problem, m, slower)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #eb3be456
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #8f781a53
 def _cancelled(problem: Problem, j: int) -> Problem:
     job = problem.jobs[j]
     rest = (replace(job, operations=job.operations[:1], due=None, deadline=None),) if job.started else ()
@@ -346,7 +346,7 @@ def right_shifted(
     "The old plan, its machines and sequences, shifted to where it still can be."
     return follow(problem, previous, objective, True, reference, stability)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #e41348ee
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #2bee2c15
 HANDFUL = 40  # operations that are planned anew together
 
 
@@ -414,8 +414,8 @@ def repair(
         handful = set(free[at : at + HANDFUL])
         stay = {o: (best.machines[o], best.starts[o]) for o in range(len(best.starts)) if o not in handful}
         fixed = keep | {o: where for o, where in stay.items() if not problem.is_started(o)}
-        options = cost | {"seed": seed, "workers": workers, "stop": stop}
-        found = _improved(problem, objective, best, min(left, max(0.2, time_limit / 4)), keep=fixed, **options)
+        options = cost | {"keep": fixed, "seed": seed, "workers": workers, "stop": stop}
+        found = _improved(problem, objective, best, min(left, max(0.2, time_limit / 4)), **options)
         found = _better(problem, found, keep, lambda found=found: follow(problem, found, objective, False, **cost))
         since = 0 if found.objective < best.objective - 1e-9 else since + 1
         if since == 0:
@@ -445,7 +445,7 @@ def _improved(problem: Problem, objective: Any, best: Solution, limit: float, **
     except ScheduleError:  # not even the hint, in this time
         return best
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #8fcbb218
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #e4b093a4
 STRATEGIES = ("full", "repair", "right_shift")
 SHARE = 0.3  # of the time, that `full` repairs before it plans everything anew
 
@@ -485,7 +485,8 @@ def replan(
     elif best is not None and (strategy == "repair" or len(problem.operations) > 2 * HANDFUL):
         best = repair(problem, objective, best, time_limit=left() * (SHARE if strategy == "full" else 1.0), **options)
     if best is None or (strategy == "full" and left() > 0.1 and not (stop and stop())):
-        found = _solved(problem, objective, previous, best, max(0.1, left()), options | {"callback": callback})
+        rest = max(0.1, left() - min(0.15, time_limit / 8))  # the answer is checked, too
+        found = _solved(problem, objective, previous, best, rest, options | {"callback": callback})
         best = found if best is None or _merit(found, objective) <= _merit(best, objective) else best
     return replace(best, wall_time=time.perf_counter() - began)
 
@@ -542,7 +543,7 @@ def reschedule(
         problem, previous, objective, strategy, left, stability, freeze, seed, workers, callback, stop, at_once
     )
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #c43374f1
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #db4c6046
 @dataclass(frozen=True)
 class Move:
     "One operation that is not where people expect it."
@@ -590,7 +591,7 @@ class Change:
         moves = self.table.to_html(index=False, max_rows=20, na_rep="")
         return f"<p>{escape(str(self))}</p>{self.costs.to_html(na_rep='', float_format='{:g}'.format)}{moves}"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #028b63a0
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #5b87b2dc
 _REASONS = {
     "machine": "their machine is down or closed",
     "slower": "work takes longer",
@@ -624,7 +625,7 @@ def change_words(change: Change) -> str:
         parts.append(told + (f" (waiting would make it {waiting:g})" if waiting not in (None, now) else ""))
     return f"{line}. {'; '.join(parts).capitalize()}" if parts else line
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #aa20d17e
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #8d58d91e
 class _Reasons:
     "Looks for what holds each operation where it is."
 
@@ -742,7 +743,7 @@ class _Reasons:
             )
         return "improves", "it makes room for others"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #a852c56d
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #3c89f3c0
 def explain_change(
     problem: Problem,  # from now on, with what has happened
     old: Schedule | Solution,  # the plan that people know
