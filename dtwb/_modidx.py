@@ -1040,6 +1040,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'dtwb/scheduling/rescheduling.py'),
                                               'dtwb.scheduling.rescheduling._shifted': ( 'scheduling/rescheduling.html#_shifted',
                                                                                          'dtwb/scheduling/rescheduling.py'),
+                                              'dtwb.scheduling.rescheduling._shifted_exactly': ( 'scheduling/rescheduling.html#_shifted_exactly',
+                                                                                                 'dtwb/scheduling/rescheduling.py'),
                                               'dtwb.scheduling.rescheduling._slowed': ( 'scheduling/rescheduling.html#_slowed',
                                                                                         'dtwb/scheduling/rescheduling.py'),
                                               'dtwb.scheduling.rescheduling._solved': ( 'scheduling/rescheduling.html#_solved',
