@@ -8,7 +8,7 @@ __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting
            'thinned', 'Conflict', 'Remedy', 'explain_infeasible', 'remedies', 'Relaxation', 'relaxation',
            'why_infeasible']
 
-# %% ../../nbs/scheduling/45_explain.ipynb #1b80fc65
+# %% ../../nbs/scheduling/45_explain.ipynb #69383f9d
 import math
 import time
 from collections import defaultdict
@@ -25,9 +25,10 @@ from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule, ScheduledOperation
 from .cpsat import build_model, solve_cpsat
-from .problem import Problem, ProblemMaterial, Solution, Stability, horizon
+from .problem import Problem, ProblemMaterial, Solution, Stability, horizon, violations
+from .rules import best_rule, dispatch
 
-# %% ../../nbs/scheduling/45_explain.ipynb #8de447c7
+# %% ../../nbs/scheduling/45_explain.ipynb #4cc8b857
 Kept = dict[int, tuple[int, int]]  # operation -> (machine, start in ticks) that must stay
 Changed = tuple[Problem, Kept]
 
@@ -48,7 +49,7 @@ class Requirement:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #a29edd03
+# %% ../../nbs/scheduling/45_explain.ipynb #98bf26b4
 def moment(
     problem: Problem,
     ticks: int,
@@ -72,7 +73,7 @@ def lasting(problem: Problem, ticks: float) -> str:
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f}".rstrip("0").rstrip(".")
 
-# %% ../../nbs/scheduling/45_explain.ipynb #efc28dc6
+# %% ../../nbs/scheduling/45_explain.ipynb #0a6a94e4
 def _with(items: tuple, i: int, **changes: Any) -> tuple:
     "`items` with number `i` changed."
     item = items[i]._replace(**changes) if hasattr(items[i], "_replace") else replace(items[i], **changes)
@@ -115,7 +116,7 @@ def _releases(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[
                 jobs=(j,),
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #29387aea
+# %% ../../nbs/scheduling/45_explain.ipynb #f7853014
 def _frozen(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     for o, (machine, at) in sorted(keep.items(), key=lambda item: (item[1][1], item[0])):
         j, position = problem.operations[o]
@@ -152,7 +153,7 @@ def _waits(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Req
             jobs=(j,),
         )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #f5dd1cd8
+# %% ../../nbs/scheduling/45_explain.ipynb #baa8e2db
 def closed_times(
     windows: tuple[tuple[int, int], ...],  # ticks
 ) -> list[tuple[int, int | None]]:  # ticks; None: for ever
@@ -204,7 +205,7 @@ def _down(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requ
                 machine.available,
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #eb415b88
+# %% ../../nbs/scheduling/45_explain.ipynb #19295319
 def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     wanted: dict[int, float] = defaultdict(float)
     for o in range(len(problem.operations)):
@@ -242,7 +243,7 @@ def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator
                     ticks,
                 )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #1866041a
+# %% ../../nbs/scheduling/45_explain.ipynb #0f875f6c
 def _resources(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     needs = [units for o in range(len(problem.operations)) for _, units in problem.operation(o).needs]
     for r, resource in enumerate(problem.resources):
@@ -276,7 +277,7 @@ def _buffers(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[R
                 f" places in {buffer.id}",
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0ac6e5d4
+# %% ../../nbs/scheduling/45_explain.ipynb #38d65d40
 KINDS = {
     "deadline": _deadlines,
     "frozen": _frozen,
@@ -310,7 +311,7 @@ def relaxed(
         changed = requirement.relax(*changed)
     return changed
 
-# %% ../../nbs/scheduling/45_explain.ipynb #c162b654
+# %% ../../nbs/scheduling/45_explain.ipynb #dcfcd45c
 def feasible(
     problem: Problem,
     keep: Kept | None = None,
@@ -321,7 +322,20 @@ def feasible(
     "Whether there is any plan."
     if any(problem.duration(o, machine) is None for o, (machine, _) in (keep or {}).items()):
         return False
-    return _any_plan(problem, keep or {}, time_limit, stop, seed)[0]
+    return _by_rule(problem, keep or {}) or _any_plan(problem, keep or {}, time_limit, stop, seed)[0]
+
+
+def _by_rule(problem: Problem, keep: Kept) -> bool:
+    "Whether a rule happens to meet everything: much faster than a proof, where it does."
+    soft = replace(problem, jobs=tuple(replace(job, due=job.deadline) for job in problem.jobs))
+    for rule in () if keep else ("slack", "edd", "fifo"):
+        try:
+            found = dispatch(soft, rule, "makespan")
+        except ScheduleError:  # parts block each other
+            continue
+        if not violations(problem, found):
+            return True
+    return False
 
 
 def reaching(problem: Problem, keep: Kept) -> Problem:
@@ -374,7 +388,7 @@ def where_and_when(model: Any, solver: Any) -> Kept:  # operation -> (machine, s
     starts = (start if isinstance(start, int) else solver.value(start) for start in model.starts)
     return dict(enumerate(zip(places, starts)))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #5700da1b
+# %% ../../nbs/scheduling/45_explain.ipynb #f66e0c34
 class _Checks:
     "Asks whether the requirements in a set can hold together; counts, and keeps the time."
 
@@ -413,8 +427,10 @@ def _staged(problem: Problem, keep: Kept, asked: list[int], limit: float, stop: 
             return False
         if answer:
             fixed = {back[o]: where for o, where in plan.items() if not fewer.is_started(o)}
-            if _any_plan(problem, fixed, limit, stop, seed)[0]:
+            if _by_rule(problem, keep) or _any_plan(problem, fixed, limit / 2, stop, seed)[0]:
                 return True
+    if _by_rule(problem, keep):
+        return True
     return _any_plan(problem, keep, max(0.05, limit - (time.perf_counter() - began)), stop, seed)[0]
 
 
@@ -467,7 +483,7 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
             conflict = rest
     return conflict
 
-# %% ../../nbs/scheduling/45_explain.ipynb #dc9c5816
+# %% ../../nbs/scheduling/45_explain.ipynb #7ad3ba11
 MOST = 8  # of what a sentence names
 
 
@@ -496,7 +512,11 @@ class Conflict:
         line += f" ({self.where})" if self.where else ""
         enough = [str(remedy) for remedy in self.remedies if remedy.enough][:MOST]
         line += f". Enough would be: {', or '.join(enough)}" if enough else ""
-        return line if self.minimal else f"{line}. Perhaps not all of these matter: there was no time to prove it"
+        return (
+            line
+            if self.minimal or len(names) == 1
+            else f"{line}. Perhaps not all of these matter: there was no time to prove it"
+        )
 
     def _repr_html_(self) -> str:
         known = {remedy.requirement: remedy for remedy in self.remedies}
@@ -518,7 +538,7 @@ class Remedy:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #c289a686
+# %% ../../nbs/scheduling/45_explain.ipynb #22a07579
 def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirement], int] | None:
     "A conflict that one job has with itself, and the job."
     problem, keep = check.problem, check.keep
@@ -537,15 +557,23 @@ def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirem
     return None
 
 
-def _route(problem: Problem, keep: Kept, j: int, start: datetime | None) -> str:
-    "How `j` would go through the plant if it were alone."
+def _alone(problem: Problem, keep: Kept, j: int) -> Solution | None:
+    "A plan for `j` alone in the plant, without its deadline."
     one, kept, _ = only(problem, keep, [j])
     kept = {o: where for o, where in kept.items() if one.duration(o, where[0]) is not None}
+    free = reaching(replace(one, jobs=(replace(one.jobs[0], deadline=None),)), kept)
     try:
-        free = reaching(replace(one, jobs=(replace(one.jobs[0], deadline=None),)), kept)
-        plan = solve_cpsat(free, "makespan", 2.0, 0, 1, keep=kept)
+        return solve_cpsat(free, "makespan", 2.0, 0, 1, keep=kept)
     except ScheduleError:
+        return None
+
+
+def _route(problem: Problem, keep: Kept, j: int, start: datetime | None) -> str:
+    "How `j` would go through the plant if it were alone."
+    plan = _alone(problem, keep, j)
+    if plan is None:
         return ""
+    one = plan.problem
     steps = [
         f"{one.operation(o).name} on {one.machines[m].id} {moment(one, a, start)} to {moment(one, b, start)}"
         for o, (m, a, b) in enumerate(zip(plan.machines, plan.starts, plan.ends))
@@ -570,7 +598,7 @@ def _meeting(problem: Problem, conflict: list[Requirement]) -> str:
     shared = [problem.machines[m].id for m, jobs in sorted(visits.items()) if len(jobs) > 1]
     return f"they meet on {', '.join(shared[:6])}{' and others' * (len(shared) > 6)}" if shared else ""
 
-# %% ../../nbs/scheduling/45_explain.ipynb #29a7d54e
+# %% ../../nbs/scheduling/45_explain.ipynb #dd33a4d3
 def explain_infeasible(
     problem: Problem,
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -608,6 +636,8 @@ def explain_infeasible(
         check.unknown = 0
         if check([]) is False:
             return result([], True, minimal=True)
+        if all(job.deadline is not None for job in problem.jobs):
+            likely = _before_the_last_deadline(problem, all_of)  # nothing can happen later
         conflict = quickxplain(check, coarse(check, likely))
         where = _meeting(problem, conflict)
     minimal = check.unknown == 0
@@ -617,10 +647,10 @@ def explain_infeasible(
         cures = tuple(remedies(check, conflict))
     return result(conflict, True, minimal=minimal, where=where, remedies=cures)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #1ae78712
+# %% ../../nbs/scheduling/45_explain.ipynb #be76915f
 def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
     "What each requirement of `conflict` alone could do."
-    problem, keep = check.problem, check.keep
+    problem = check.problem
     for r in conflict:
         enough = check([other for other in check.all_of if other != r])
         if not enough:
@@ -629,24 +659,58 @@ def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
         elif r.loosen is None:
             yield Remedy(r, True, words=_give_up(r))
         else:
-            amount = _least(check, r, problem, keep)
-            given = f"{amount}{r.unit} more" if r.unit else lasting(problem, amount)
-            yield Remedy(r, True, amount, _give_way(r, given))
+            amount, sure = _least(check, r)
+            if amount is None:
+                yield Remedy(r, True, words=f"{_give_way(r, '')}, it is not known how far")
+            else:
+                given = f"{amount}{r.unit} more" if r.unit else lasting(problem, amount)
+                yield Remedy(r, True, amount, _give_way(r, given) + ("" if sure else " (perhaps less)"))
 
 
-def _least(check: _Checks, r: Requirement, problem: Problem, keep: Kept) -> int:
-    low, high = 0, r.most  # it does not do, it does
-    while high - low > 1:
-        middle, left = (low + high) // 2, check.until - time.perf_counter()
+def _least(check: _Checks, r: Requirement) -> tuple[int | None, bool]:  # None: not known; whether less is impossible
+    "Up in growing steps until it does, then by halves."
+    low, sure = _too_little(check, r), True  # it does not do
+    high = _enough_by_rule(check, r, low)
+    amount, step = min(low + 1, r.most), 1
+    while high is None or high - low > 1:
+        left = check.until - time.perf_counter()
         if left <= 0:
-            break
+            return high, False
         assert r.loosen is not None
         check.count += 1
-        if feasible(*r.loosen(problem, keep, middle), min(check.each, left), check.how.get("stop")):
-            high = middle
-        else:
-            low = middle
-    return high
+        changed = r.loosen(check.problem, check.keep, amount)
+        does = feasible(*changed, min(check.each, left), check.how.get("stop"))
+        sure = sure and does is not None
+        low, high = (low, amount) if does else (amount, high)
+        if high is None and low >= r.most:
+            return r.most, sure
+        step *= 2
+        amount = min(low + step, r.most) if high is None else (low + high) // 2
+    return high, sure
+
+
+def _enough_by_rule(check: _Checks, r: Requirement, low: int) -> int | None:
+    "An amount with which a rule meets everything; None: none was found."
+    step = 1
+    while r.loosen is not None and time.perf_counter() < check.until:
+        amount = min(low + step, r.most)
+        if _by_rule(*r.loosen(check.problem, check.keep, amount)):
+            return amount
+        if amount == r.most or check.keep:
+            break
+        step *= 2
+    return None
+
+
+def _too_little(check: _Checks, r: Requirement) -> int:
+    "What cannot be enough: no deadline is met before its job could be done alone."
+    if r.kind != "deadline":
+        return 0
+    plan = _alone(check.problem, check.keep, r.jobs[0])
+    if plan is None or plan.status != "optimal":
+        return 0
+    deadline = check.problem.jobs[r.jobs[0]].deadline or 0
+    return max(0, plan.ends[-1] - deadline - 1)
 
 
 def _give_up(r: Requirement) -> str:
@@ -661,9 +725,9 @@ def _give_way(r: Requirement, given: str) -> str:
         "arrival": f"to have the {r.key[0]} {given} earlier",
         "down": f"to have {r.key[0]} {given} earlier",
     }
-    return ways.get(r.kind, given)
+    return " ".join(ways.get(r.kind, given or f"more{r.unit}").split())
 
-# %% ../../nbs/scheduling/45_explain.ipynb #539356f9
+# %% ../../nbs/scheduling/45_explain.ipynb #9cf8d3ae
 @dataclass(frozen=True)
 class Relaxation:
     "A plan that misses as little as could be found, and what it misses."
@@ -698,7 +762,8 @@ def relaxation(
     )
     options: dict[str, Any] = {"seed": seed, "stop": stop, "time_limit": time_limit / 2}
     try:
-        plan, moved = solve_cpsat(reaching(soft, keep or {}), "total_tardiness", keep=keep, **options), ()
+        hint = None if keep else _hint(soft, time_limit / 4)
+        plan, moved = solve_cpsat(reaching(soft, keep or {}), "total_tardiness", keep=keep, hint=hint, **options), ()
     except ScheduleError:
         if not keep:
             raise
@@ -707,6 +772,14 @@ def relaxation(
         moved = tuple(_moved(problem, keep, plan, start))
     missed = (*_late(soft, plan, start), *moved)
     return Relaxation(replace(plan, problem=soft), missed, plan.status == "optimal")
+
+
+def _hint(soft: Problem, time_limit: float) -> Solution | None:
+    try:
+        plan = best_rule(soft, "total_tardiness", time_limit=time_limit)
+    except ScheduleError:
+        return None
+    return None if violations(soft, plan) else plan
 
 
 def _late(soft: Problem, plan: Solution, start: datetime | None) -> Iterator[tuple[str, int]]:
@@ -736,7 +809,7 @@ def _schedule(problem: Problem, keep: Kept) -> Schedule:
 
     return Schedule(tuple(row(o, *kept) for o, kept in keep.items()))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #1fd177d5
+# %% ../../nbs/scheduling/45_explain.ipynb #85fa6a1a
 def why_infeasible(
     problem: Problem,
     keep: Kept | None = None,

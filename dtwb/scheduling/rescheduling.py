@@ -43,7 +43,7 @@ from dtwb.scheduling.problem import (
 from .rules import Policy, dispatch, follow
 from .solve import Kept, keeps, solve
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #d36b9b5c
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #b9c5fd17
 def remaining(
     problem: Problem,
     plan: Solution | Schedule,
@@ -98,7 +98,7 @@ def _waited(operation: ProblemOperation, ticks: int) -> ProblemOperation:
         return operation
     return replace(operation, max_wait=max(0, operation.max_wait - ticks))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #a1cd8acd
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #e180777e
 def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int) -> ProblemJob:
     "A job whose next operation `o` has not started."
     j, k = problem.operations[o]
@@ -114,7 +114,7 @@ def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int
     first = _waited(problem.operation(o), now + moved["release"] - since)
     return replace(job, operations=(first, *job.operations[o + 1 - a :]), started=False, **moved)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #e3e83a18
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #32075a2f
 def _machine_at(problem: Problem, plan: Solution, m: int, now: int) -> ProblemMachine:
     machine, family = problem.machines[m], problem.machines[m].family
     available = max(0, machine.available - now)
@@ -152,7 +152,7 @@ def _tariff_at(problem: Problem, now: int) -> tuple[tuple[int, float], ...]:
     before = [(0, price) for time, price in problem.tariff if time <= now]
     return (*before[-1:], *later)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #1ab351e5
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #7a0d16fe
 @dataclass(frozen=True)
 class Breakdown:
     "A machine is down; with `since`, it will be, for maintenance say."
@@ -205,7 +205,7 @@ class SlowMachine:
 
 AnyChange = Breakdown | UrgentOrder | Cancelled | Rework | LateMaterial | SlowMachine
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #57b3ceb2
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #c915484b
 def apply_change(
     problem: Problem,
     change: AnyChange,
@@ -250,7 +250,7 @@ def _on(problem: Problem, m: int, change: Callable[[ProblemOperation, int, bool]
 
     return replace(problem, jobs=tuple(changed(job) for job in problem.jobs))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #ae8067b5
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #476b7553
 def _broken(problem: Problem, m: int, until: int) -> Problem:
     def interrupted(operation: ProblemOperation, k: int, started: bool) -> ProblemOperation:
         duration = operation.modes[0].duration
@@ -286,7 +286,7 @@ def _slowed(problem: Problem, m: int, factor: float) -> Problem:
 
     return _on(problem, m, slower)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #4bedc1d8
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #8736fc9b
 def _cancelled(problem: Problem, j: int) -> Problem:
     job = problem.jobs[j]
     rest = (replace(job, operations=job.operations[:1], due=None, deadline=None),) if job.started else ()
@@ -383,7 +383,7 @@ def _shifted_exactly(
         return None
     return replace(found, bound=None, status="feasible", method="right-shift", trace=())
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #5748c839
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #33c6cec8
 HANDFUL = 40  # operations that are planned anew together
 
 
@@ -482,7 +482,7 @@ def _improved(problem: Problem, objective: Any, best: Solution, limit: float, **
     except ScheduleError:  # not even the hint, in this time
         return best
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #61c8de70
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #64818357
 STRATEGIES = ("full", "repair", "right_shift")
 SHARE = 0.3  # of the time, that `full` repairs before it plans everything anew
 
@@ -505,7 +505,7 @@ def replan(
     began = time.perf_counter()
     if strategy not in STRATEGIES:
         raise ScheduleError(f"there is no strategy {strategy!r}", how=f"known: {', '.join(STRATEGIES)}")
-    known = len(previous) > 0
+    objective, known = str(Objective.of(objective)), len(previous) > 0
     cost: dict[str, Any] = {"reference": previous if known else None, "stability": stability if known else None}
     shifted = _shifted(problem, previous, objective, cost) if known and problem.operations else None
     keep = frozen(problem, previous, shifted, freeze) if shifted is not None and freeze > 0 else {}
@@ -580,7 +580,7 @@ def reschedule(
         problem, previous, objective, strategy, left, stability, freeze, seed, workers, callback, stop, at_once
     )
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #7b3ab347
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #d5793533
 @dataclass(frozen=True)
 class Move:
     "One operation that is not where people expect it."
@@ -628,7 +628,7 @@ class Change:
         moves = self.table.to_html(index=False, max_rows=20, na_rep="")
         return f"<p>{escape(str(self))}</p>{self.costs.to_html(na_rep='', float_format='{:g}'.format)}{moves}"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #fcca10d6
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #34573994
 _REASONS = {
     "machine": "their machine is down or closed",
     "slower": "work takes longer",
@@ -662,7 +662,7 @@ def change_words(change: Change) -> str:
         parts.append(told + (f" (waiting would make it {waiting:g})" if waiting not in (None, now) else ""))
     return f"{line}. {'; '.join(parts).capitalize()}" if parts else line
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #e2d46893
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #450fba65
 class _Reasons:
     "Looks for what holds each operation where it is."
 
@@ -780,7 +780,7 @@ class _Reasons:
             )
         return "improves", "it makes room for others"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #aff73aaf
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #02c51947
 def explain_change(
     problem: Problem,  # from now on, with what has happened
     old: Schedule | Solution,  # the plan that people know
