@@ -472,6 +472,25 @@ def test_no_strategy_is_worse_than_waiting(problem, data):
         assert told.total_shift == shift
 
 
+@given(problems(jobs=4, operations=3, machines=3, rich=FEATURES), st.data())
+@settings(quick, max_examples=30)
+def test_so_it_is_with_everything_that_a_problem_may_hold(problem, data):
+    try:
+        plan = solve_cpsat(problem, "weighted_tardiness", 5, workers=1)
+        now = data.draw(st.integers(0, max(plan.ends)))
+        left = remaining(problem, plan, now)
+        left = apply_change(left, data.draw(changes(left)))
+        waiting = right_shifted(left, plan.schedule, "weighted_tardiness", plan.schedule, Stability())
+    except ScheduleError:
+        return
+    assume(not violations(left, waiting))
+    for strategy in STRATEGIES:
+        found = replan(left, plan.schedule, strategy=strategy, time_limit=0.4, workers=1)
+        verify(left, found)
+        assert found.objective <= waiting.objective + 1e-6
+        assert explain_change(left, plan, found).common == len(planned(left, plan.schedule))
+
+
 def test_each_change_does_what_it_says():
     problem = shop(
         job("1", step("a", (0, 5), (1, 4)), step("b", (1, 3), materials=((0, 1.0),)), started=False),

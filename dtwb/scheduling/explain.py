@@ -8,7 +8,7 @@ __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting
            'thinned', 'Conflict', 'Remedy', 'explain_infeasible', 'remedies', 'Relaxation', 'relaxation',
            'why_infeasible']
 
-# %% ../../nbs/scheduling/45_explain.ipynb #69383f9d
+# %% ../../nbs/scheduling/45_explain.ipynb #f02eead6
 import math
 import time
 from collections import defaultdict
@@ -28,7 +28,7 @@ from .cpsat import build_model, solve_cpsat
 from .problem import Problem, ProblemMaterial, Solution, Stability, horizon, violations
 from .rules import best_rule, dispatch
 
-# %% ../../nbs/scheduling/45_explain.ipynb #4cc8b857
+# %% ../../nbs/scheduling/45_explain.ipynb #d3fb797a
 Kept = dict[int, tuple[int, int]]  # operation -> (machine, start in ticks) that must stay
 Changed = tuple[Problem, Kept]
 
@@ -49,7 +49,7 @@ class Requirement:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #98bf26b4
+# %% ../../nbs/scheduling/45_explain.ipynb #4319c8b1
 def moment(
     problem: Problem,
     ticks: int,
@@ -73,7 +73,7 @@ def lasting(problem: Problem, ticks: float) -> str:
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f}".rstrip("0").rstrip(".")
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0a6a94e4
+# %% ../../nbs/scheduling/45_explain.ipynb #15831747
 def _with(items: tuple, i: int, **changes: Any) -> tuple:
     "`items` with number `i` changed."
     item = items[i]._replace(**changes) if hasattr(items[i], "_replace") else replace(items[i], **changes)
@@ -116,7 +116,7 @@ def _releases(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[
                 jobs=(j,),
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #f7853014
+# %% ../../nbs/scheduling/45_explain.ipynb #50c12d60
 def _frozen(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     for o, (machine, at) in sorted(keep.items(), key=lambda item: (item[1][1], item[0])):
         j, position = problem.operations[o]
@@ -153,7 +153,7 @@ def _waits(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Req
             jobs=(j,),
         )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #baa8e2db
+# %% ../../nbs/scheduling/45_explain.ipynb #30df7ba0
 def closed_times(
     windows: tuple[tuple[int, int], ...],  # ticks
 ) -> list[tuple[int, int | None]]:  # ticks; None: for ever
@@ -205,7 +205,7 @@ def _down(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requ
                 machine.available,
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #19295319
+# %% ../../nbs/scheduling/45_explain.ipynb #32f8ee64
 def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     wanted: dict[int, float] = defaultdict(float)
     for o in range(len(problem.operations)):
@@ -243,7 +243,7 @@ def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator
                     ticks,
                 )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0f875f6c
+# %% ../../nbs/scheduling/45_explain.ipynb #5ba397fc
 def _resources(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     needs = [units for o in range(len(problem.operations)) for _, units in problem.operation(o).needs]
     for r, resource in enumerate(problem.resources):
@@ -277,7 +277,7 @@ def _buffers(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[R
                 f" places in {buffer.id}",
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #38d65d40
+# %% ../../nbs/scheduling/45_explain.ipynb #3cec39e2
 KINDS = {
     "deadline": _deadlines,
     "frozen": _frozen,
@@ -311,7 +311,7 @@ def relaxed(
         changed = requirement.relax(*changed)
     return changed
 
-# %% ../../nbs/scheduling/45_explain.ipynb #dcfcd45c
+# %% ../../nbs/scheduling/45_explain.ipynb #690982e3
 def feasible(
     problem: Problem,
     keep: Kept | None = None,
@@ -333,7 +333,7 @@ def _by_rule(problem: Problem, keep: Kept) -> bool:
             found = dispatch(soft, rule, "makespan")
         except ScheduleError:  # parts block each other
             continue
-        if not violations(problem, found):
+        if not violations(problem, replace(found, values={})):  # of other due dates
             return True
     return False
 
@@ -388,7 +388,7 @@ def where_and_when(model: Any, solver: Any) -> Kept:  # operation -> (machine, s
     starts = (start if isinstance(start, int) else solver.value(start) for start in model.starts)
     return dict(enumerate(zip(places, starts)))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #f66e0c34
+# %% ../../nbs/scheduling/45_explain.ipynb #e93b974c
 class _Checks:
     "Asks whether the requirements in a set can hold together; counts, and keeps the time."
 
@@ -483,7 +483,7 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
             conflict = rest
     return conflict
 
-# %% ../../nbs/scheduling/45_explain.ipynb #7ad3ba11
+# %% ../../nbs/scheduling/45_explain.ipynb #44c58ca6
 MOST = 8  # of what a sentence names
 
 
@@ -538,7 +538,7 @@ class Remedy:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #22a07579
+# %% ../../nbs/scheduling/45_explain.ipynb #e7b1959f
 def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirement], int] | None:
     "A conflict that one job has with itself, and the job."
     problem, keep = check.problem, check.keep
@@ -598,7 +598,7 @@ def _meeting(problem: Problem, conflict: list[Requirement]) -> str:
     shared = [problem.machines[m].id for m, jobs in sorted(visits.items()) if len(jobs) > 1]
     return f"they meet on {', '.join(shared[:6])}{' and others' * (len(shared) > 6)}" if shared else ""
 
-# %% ../../nbs/scheduling/45_explain.ipynb #dd33a4d3
+# %% ../../nbs/scheduling/45_explain.ipynb #c30a96f4
 def explain_infeasible(
     problem: Problem,
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -647,7 +647,7 @@ def explain_infeasible(
         cures = tuple(remedies(check, conflict))
     return result(conflict, True, minimal=minimal, where=where, remedies=cures)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #be76915f
+# %% ../../nbs/scheduling/45_explain.ipynb #899ff82e
 def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
     "What each requirement of `conflict` alone could do."
     problem = check.problem
@@ -727,7 +727,7 @@ def _give_way(r: Requirement, given: str) -> str:
     }
     return " ".join(ways.get(r.kind, given or f"more{r.unit}").split())
 
-# %% ../../nbs/scheduling/45_explain.ipynb #9cf8d3ae
+# %% ../../nbs/scheduling/45_explain.ipynb #953f8abd
 @dataclass(frozen=True)
 class Relaxation:
     "A plan that misses as little as could be found, and what it misses."
@@ -809,7 +809,7 @@ def _schedule(problem: Problem, keep: Kept) -> Schedule:
 
     return Schedule(tuple(row(o, *kept) for o, kept in keep.items()))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #85fa6a1a
+# %% ../../nbs/scheduling/45_explain.ipynb #ef309984
 def why_infeasible(
     problem: Problem,
     keep: Kept | None = None,
