@@ -381,9 +381,9 @@ def check_together(problem, plan, left, new, now):
         if not left.is_started(i):
             starts[o], ends[o], machines[o] = new.starts[i] + now, new.ends[i] + now, new.machines[i]
             served[o : o + 1] = new.resources[i : i + 1]
-        waits_in = left.jobs[left.operations[i][0]].buffer
-        # a part that is called to a machine behind another buffer has been in two; one solution cannot say so
-        assume(waits_in is None or i not in left.first or left.machines[new.machines[i]].buffer == waits_in)
+        # a part that is called to a machine behind another buffer has been in two places; one solution cannot say so
+        job, under_way = left.jobs[left.operations[i][0]], k > 0 and i in left.first and not left.is_started(i)
+        assume(not under_way or left.machines[new.machines[i]].buffer == job.buffer)
     verify(problem, Solution.of(problem, "makespan", starts, ends, machines, leaves, served))
 
 
