@@ -8,7 +8,7 @@ __all__ = ['UNITS', 'Point', 'TIME_UP', 'UNLIMITED', 'WANTS', 'PAIR', 'FRONTS', 
            'answer', 'settle', 'collect', 'find_ends', 'find_between', 'Keys', 'evolve', 'pareto_epsilon',
            'pareto_nsga2', 'pareto']
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #1ea9a9a9
+# %% ../../nbs/scheduling/40_pareto.ipynb #115c3594
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #42756701
+# %% ../../nbs/scheduling/40_pareto.ipynb #a4e03588
 def efficient(
     points: Iterable[Sequence[float]],  # (points, objectives)
 ) -> np.ndarray:  # (points,) bool
@@ -52,7 +52,7 @@ def efficient(
         keep[i] = not better.any() and not as_good[:i].any()
     return keep
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #90e8fd23
+# %% ../../nbs/scheduling/40_pareto.ipynb #6cc370f3
 def hypervolume(
     points: Iterable[Sequence[float]],  # (points, objectives)
     reference: Sequence[float],  # what is outside counts nothing
@@ -73,7 +73,7 @@ def _volume(p: np.ndarray, r: np.ndarray) -> float:
     slices = (depth * _volume(p[: i + 1, :-1], r[:-1]) for i, depth in enumerate(depths) if depth)
     return math.fsum(slices)
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #3a4482cf
+# %% ../../nbs/scheduling/40_pareto.ipynb #a2352d14
 UNITS = {"number_late": "jobs", "energy_cost": "money"}  # the others are in ticks
 
 
@@ -145,7 +145,7 @@ class Front:
     def _repr_html_(self) -> str:
         return front_html(self)
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #4e8e0578
+# %% ../../nbs/scheduling/40_pareto.ipynb #94a38dc8
 def _scaled(front: Front) -> np.ndarray:  # 0 at the best of the front, 1 at its worst
     if not front.points:
         raise ScheduleError("the front is empty", front.problem.name)
@@ -193,7 +193,7 @@ def nearest(
     order = np.lexsort((_scaled(front).sum(1), np.square(misses).sum(0).round(12)))
     return front.solutions[int(order[0])]
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #dddaab9f
+# %% ../../nbs/scheduling/40_pareto.ipynb #d11a2255
 def front_html(front: Front) -> str:
     "A front as a table and, of its first two objectives, a picture."
     names = front.objectives
@@ -236,7 +236,7 @@ def _picture(front: Front, width: int = 360, height: int = 260, margin: int = 44
     )
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{line}{dots}{labels}</svg>'
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #92414f71
+# %% ../../nbs/scheduling/40_pareto.ipynb #d9d869b0
 Point = tuple[float, ...]
 
 
@@ -298,7 +298,7 @@ def _as_stated(solution: Solution, name: str, value: float) -> Solution:
         solution, objective=value, objective_name=name, values=values, bound=None, status="feasible", trace=()
     )
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #03937993
+# %% ../../nbs/scheduling/40_pareto.ipynb #778b0a41
 @dataclass(frozen=True)
 class Cell:
     "A box of the second and later objectives, in whole steps; `high` is outside."
@@ -324,7 +324,7 @@ def without(
             high[k] = b
     return rest
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #d45cf30a
+# %% ../../nbs/scheduling/40_pareto.ipynb #e233e68c
 def step(
     problem: Problem,
     name: str,  # a term
@@ -343,7 +343,7 @@ def step(
             return math.gcd(*(round(factor * scale) for factor in factors)) / scale or 1.0
     return None
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #ab0c8555
+# %% ../../nbs/scheduling/40_pareto.ipynb #3a4feec0
 TIME_UP = "the time was up"
 
 
@@ -375,7 +375,7 @@ class Run:
         names = ("seed", "workers", "stop", "reference", "stability", "keep")
         return {"time_limit": limit} | {name: getattr(self, name) for name in names}
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #5609e4a6
+# %% ../../nbs/scheduling/40_pareto.ipynb #81a25be9
 @dataclass
 class Epsilon:
     "Where a search by epsilon constraints stands."
@@ -410,7 +410,7 @@ class Epsilon:
 
 UNLIMITED = 2**60
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #20bef596
+# %% ../../nbs/scheduling/40_pareto.ipynb #492c9e92
 @dataclass(frozen=True)
 class Found:
     "The answer to a probe."
@@ -455,7 +455,7 @@ def least(
 def _value(archive: Archive, solution: Solution, name: str) -> float:
     return archive.point(solution)[archive.objectives.index(name)]
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #b365e67d
+# %% ../../nbs/scheduling/40_pareto.ipynb #ca3c27c4
 def _cpsat(
     archive: Archive,
     run: Run,
@@ -502,7 +502,7 @@ def settle(search: Epsilon, high: tuple[int, ...], low: tuple[int, ...], bound: 
     search.settled.append((high, bound, total))
     search.cells = [rest for cell in search.cells for rest in without(cell, Cell(low, high))]
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #9fadd1aa
+# %% ../../nbs/scheduling/40_pareto.ipynb #4f4ef63a
 def _target(search: Epsilon, cell: Cell) -> tuple[int, ...]:
     "Its upper end; halfway there where it is longer than an eighth of what is known of the front."
     known = [search.whole(point) for point in search.archive.plans]
@@ -536,7 +536,7 @@ def _share(search: Epsilon, cell: Cell) -> float:
         share *= max(0, min(b, worst) - max(a, best)) / (worst - best)
     return share
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #3b9d3e1f
+# %% ../../nbs/scheduling/40_pareto.ipynb #3b45d3a5
 def collect(archive: Archive, solution: Solution, proved: bool) -> Point:
     "Put a plan into the archive, moved up to as early as it can be without loss."
     plan, point = solution, archive.point(solution)
@@ -553,7 +553,7 @@ def collect(archive: Archive, solution: Solution, proved: bool) -> Point:
         archive.proved.add(point)
     return point
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #a3e3113f
+# %% ../../nbs/scheduling/40_pareto.ipynb #815e8aa8
 def find_ends(search: Epsilon) -> str:  # why it was over; empty: it was not
     "The ends of the front, and with them the cells between."
     archive, run, names = search.archive, search.run, search.archive.objectives
@@ -597,7 +597,7 @@ def _end(archive: Archive, run: Run, name: str, seconds: float) -> Found:
     bound = hint.objective if proved else max(0.0, hint.bound or 0.0)
     return least(archive, run, name, {}, hint, seconds, (bound, proved))
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #9a73a808
+# %% ../../nbs/scheduling/40_pareto.ipynb #8d982481
 def find_between(
     search: Epsilon,
     points: int | None,  # stop when there are that many plans; None: until the front is whole
@@ -620,7 +620,7 @@ def find_between(
         wanted = (points or 12) - len(search.archive.plans)
         probe(search, cell, patience * run.left / max(3, min(wanted, len(search.cells) + 3)))
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #1ef22da5
+# %% ../../nbs/scheduling/40_pareto.ipynb #a3fc91aa
 @dataclass(frozen=True)
 class Keys:
     "Plans as rows of numbers from 0 to 1."
@@ -647,7 +647,7 @@ class Keys:
         n = len(self.problem.operations)
         return dispatch(self.problem, Policy(ranks=tuple(keys[:n])))
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #f4973a14
+# %% ../../nbs/scheduling/40_pareto.ipynb #a29ba08f
 def _operators(keys: Keys) -> tuple[Any, Any]:
     "Crossover and mutation, as pymoo wants them."
     from pymoo.core.crossover import Crossover
@@ -680,7 +680,7 @@ def _operators(keys: Keys) -> tuple[Any, Any]:
 
     return ByJobs(), Move()
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #662a415d
+# %% ../../nbs/scheduling/40_pareto.ipynb #456aa28c
 def evolve(
     archive: Archive,
     run: Run,
@@ -732,7 +732,7 @@ def _judged(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
         archive.add(plan, point)
     return (float(missed), *point)
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #c2a5c745
+# %% ../../nbs/scheduling/40_pareto.ipynb #ac527b67
 WANTS = {"setup_time": "set-up time", "energy_cost": "tariff"}  # that the problem must have; the others: a due date
 
 
@@ -786,7 +786,7 @@ def _check_possible(
             what = f"no plan of it has any {name}: there is no {WANTS.get(name, 'due date')} in it"
             raise ScheduleError(what, problem.name, f"it has {', '.join(possible)}")
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #b52503ae
+# %% ../../nbs/scheduling/40_pareto.ipynb #616469e9
 def _front(
     problem: Problem,
     names: tuple[str, ...],
@@ -824,7 +824,7 @@ def _seed(archive: Archive, run: Run, seeds: Iterable[Solution]) -> None:
         except ScheduleError:  # parts block each other: another rule may not
             pass
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #88208992
+# %% ../../nbs/scheduling/40_pareto.ipynb #42b287e2
 PAIR = ("makespan", "weighted_tardiness")
 
 
@@ -853,7 +853,7 @@ def pareto_epsilon(
 
     return _front(problem, names, run, seeds, callback, "epsilon", search)
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #7af982de
+# %% ../../nbs/scheduling/40_pareto.ipynb #7ce860fa
 def pareto_nsga2(
     problem: Problem,
     objectives: Sequence[str] | str = PAIR,
@@ -882,7 +882,7 @@ def pareto_nsga2(
 
     return _front(problem, names, run, seeds, callback, "nsga2", search)
 
-# %% ../../nbs/scheduling/40_pareto.ipynb #718d1963
+# %% ../../nbs/scheduling/40_pareto.ipynb #d7211335
 FRONTS = ("both", "epsilon", "nsga2")
 
 
@@ -912,7 +912,7 @@ def pareto(
         if how := find_ends(state):
             return False, how
         if method == "nsga2":
-            return state.is_whole, evolve(archive, run)
+            return False, evolve(archive, run)
         if method == "both" and math.isfinite(time_limit):
             state.run = replace(run, time_limit=time_limit - 0.8 * run.left)
             how = find_between(state, points)
@@ -920,6 +920,7 @@ def pareto(
             if run.over() or how != TIME_UP:
                 return state.is_whole, how
             evolve(archive, replace(run, time_limit=time_limit - 0.7 * run.left))
-        return state.is_whole, find_between(state, points)
+        how = find_between(state, points)
+        return state.is_whole, how
 
     return _front(problem, names, run, seeds, callback, method, search)
