@@ -378,9 +378,12 @@ def test_without_due_dates_there_is_no_tardiness_to_weigh():
 @pytest.mark.parametrize("method", ["both", "epsilon", "nsga2"])
 def test_a_stop_gives_what_there_is_at_once(method):
     problem, seen = shop(30, 6), []
-    front = pareto(problem, PAIR, method, time_limit=600, callback=seen.append, stop=lambda: len(seen) > 2)
+    began = time.monotonic()
+    front = pareto(
+        problem, PAIR, method, time_limit=600, callback=seen.append, stop=lambda: time.monotonic() - began > 3
+    )
     assert front.how == "stopped" and not front.complete
-    assert front.wall_time < 60
+    assert front.wall_time < 30
     check(front)
     for earlier in seen:
         assert efficient(earlier.points).all()
@@ -394,7 +397,7 @@ def test_the_time_limit_is_kept(method):
 
 
 def test_as_many_points_as_asked_for():
-    front = pareto_epsilon(shop(8), PAIR, points=3, time_limit=60)
+    front = pareto_epsilon(shop(5), PAIR, points=3, time_limit=20)
     assert 2 <= len(front) <= 4
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'Point', 'TIME_UP', 'UNLIMITED', 'WANTS', 'PAIR', 'FRONTS', 'efficient', 'hypervolume', 'Front', 'pick',
-           'nearest', 'front_html', 'Archive', 'Cell', 'without', 'step', 'Run', 'Epsilon', 'Found', 'least', 'probe',
-           'answer', 'settle', 'collect', 'find_ends', 'find_between', 'Keys', 'evolve', 'pareto_epsilon',
+           'nearest', 'front_html', 'Archive', 'Cell', 'without', 'step', 'lowest', 'Run', 'Epsilon', 'Found', 'least',
+           'probe', 'answer', 'settle', 'collect', 'find_ends', 'find_between', 'Keys', 'evolve', 'pareto_epsilon',
            'pareto_nsga2', 'pareto']
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #115c3594
@@ -22,6 +22,7 @@ import numpy as np
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .cpsat import solve_cpsat
+from .generators import Desk, covers, generated, solution_on
 from dtwb.scheduling.problem import (
     OBJECTIVES,
     REGULAR,
@@ -257,8 +258,10 @@ class Archive:
 
     def point(self, solution: Solution) -> Point:
         "Its values in the objectives."
-        where = solution.starts, solution.ends, solution.machines
-        values = term_values(self.problem, *where, self.reference, self.stability)
+        values = solution.values
+        if not values.keys() >= set(self.objectives) or "stability" in self.objectives:
+            where = solution.starts, solution.ends, solution.machines
+            values = term_values(self.problem, *where, self.reference, self.stability)
         return tuple(float(values[name]) for name in self.objectives)
 
     def add(self, solution: Solution, point: Point | None = None) -> bool:  # was it new and efficient?
@@ -342,6 +345,11 @@ def step(
         if all(abs(factor * scale - round(factor * scale)) < 1e-9 for factor in factors):
             return math.gcd(*(round(factor * scale) for factor in factors)) / scale or 1.0
     return None
+
+
+def lowest(problem: Problem, name: str) -> float:
+    "What no value of a term can be below."
+    return -math.fsum(max(0, job.release) for job in problem.jobs) if name == "flow_time" else 0.0
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #3a4feec0
 TIME_UP = "the time was up"
@@ -431,16 +439,17 @@ def least(
 ) -> Found:
     "The plan within `limits` that is best in `first`, and of these in the sum of the other objectives."
     others = dict.fromkeys((name for name in archive.objectives if name != first), 1.0)
-    bound, proved = known or (0.0, False)
+    floor = lowest(archive.problem, first)
+    bound, proved = known or (floor, False)
     solution = hint
     if known is None:
         try:
             solution = _cpsat(archive, run, {first: 1.0}, limits, hint, 0.6 * seconds)
         except ScheduleError as e:
             impossible = "there is no solution" in str(e) and hint is None
-            return Found(None, math.inf if impossible else 0.0, impossible)
+            return Found(None, math.inf if impossible else floor, impossible)
         proved = solution.status == "optimal"
-        bound = solution.objective if proved else max(0.0, solution.bound or 0.0)
+        bound = solution.objective if proved else max(floor, floor if solution.bound is None else solution.bound)
     assert solution is not None
     value = _value(archive, solution, first)
     if not run.over():
@@ -516,7 +525,7 @@ def _target(search: Epsilon, cell: Cell) -> tuple[int, ...]:
 
 def _is_known(search: Epsilon, cell: Cell) -> bool:
     "Whether whatever `cell` may hold is dominated by a plan that is known."
-    least, first = 0.0, search.steps[0]
+    least, first = -math.inf, search.steps[0]
     most = sum((h - 1) * s for h, s in zip(cell.high, search.steps[1:]))
     for high, bound, total in search.settled:
         if all(a <= b for a, b in zip(cell.high, high)):
@@ -581,8 +590,9 @@ def _end(archive: Archive, run: Run, name: str, seconds: float) -> Found:
     "The plan that is best in `name`."
     k = archive.objectives.index(name)
     best = min(archive.plans, key=lambda p: (p[k], sum(p)), default=None)
-    if best is not None and best[k] <= 0:
-        return least(archive, run, name, {}, archive.plans[best], seconds, (0.0, True))
+    floor = lowest(archive.problem, name)
+    if best is not None and best[k] <= floor:
+        return least(archive, run, name, {}, archive.plans[best], seconds, (floor, True))
     hint = archive.plans[best] if best else None
     options = run.options(0.6 * seconds)
     if name != "stability":
@@ -592,9 +602,9 @@ def _end(archive: Archive, run: Run, name: str, seconds: float) -> Found:
     except ScheduleError:
         if hint is None:
             raise
-        return least(archive, run, name, {}, hint, seconds, (0.0, False))
+        return least(archive, run, name, {}, hint, seconds, (floor, False))
     proved = hint.status == "optimal"
-    bound = hint.objective if proved else max(0.0, hint.bound or 0.0)
+    bound = hint.objective if proved else max(floor, floor if hint.bound is None else hint.bound)
     return least(archive, run, name, {}, hint, seconds, (bound, proved))
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #8d982481
@@ -623,29 +633,39 @@ def find_between(
 # %% ../../nbs/scheduling/40_pareto.ipynb #a3fc91aa
 @dataclass(frozen=True)
 class Keys:
-    "Plans as rows of numbers from 0 to 1."
+    "Plans as rows of numbers from 0 to 1: a place in the order for each operation, and how long machines wait."
 
     problem: Problem
-    choices: tuple[int, ...]  # operations with several modes
-    jobs: np.ndarray  # (keys,) the job that each belongs to
+    desk: Desk | None  # None: buffers are full or not as time goes by, which takes the slower way
+    jobs: np.ndarray  # (operations,)
 
     @classmethod
-    def of(cls, problem: Problem) -> "Keys":
-        n = len(problem.operations)
-        choices = tuple(o for o in range(n) if len(problem.operation(o).modes) > 1)
-        return cls(problem, choices, np.array([problem.operations[o][0] for o in (*range(n), *choices)], int))
+    def of(cls, problem: Problem, keep: dict[int, tuple[int, int]] | None = None) -> "Keys":
+        desk = Desk.of(problem, keep) if covers(problem) else None
+        return cls(problem, desk, np.array([j for j, _ in problem.operations], int))
+
+    def __len__(self) -> int:
+        return len(self.jobs) + 1
 
     def encode(self, plan: Solution) -> np.ndarray:
-        "The keys of `plan`."
-        n = len(plan.starts)
-        keys = np.empty(len(self.jobs))
+        "The keys that come near to `plan`."
+        keys, n = np.full(len(self), 0.5), len(self.jobs)
         keys[np.lexsort((plan.ends, plan.starts))] = (np.arange(n) + 0.5) / n
         return keys
 
-    def decode(self, keys: np.ndarray) -> Solution:  # raises ScheduleError where parts block each other
+    def decode(self, keys: np.ndarray, objective: str) -> Solution | None:  # None: it comes to no plan
         "The plan that comes of `keys`."
-        n = len(self.problem.operations)
-        return dispatch(self.problem, Policy(ranks=tuple(keys[:n])))
+        ranks, delay = keys[:-1], float(keys[-1])
+        if self.desk is not None:
+            return (
+                solution_on(self.desk, objective, method="nsga2")
+                if generated(self.desk, "rank", delay, ranks)
+                else None
+            )
+        try:
+            return replace(dispatch(self.problem, Policy(ranks=tuple(ranks)), objective), method="nsga2")
+        except ScheduleError:  # parts block each other
+            return None
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #a29ba08f
 def _operators(keys: Keys) -> tuple[Any, Any]:
@@ -653,29 +673,25 @@ def _operators(keys: Keys) -> tuple[Any, Any]:
     from pymoo.core.crossover import Crossover
     from pymoo.core.mutation import Mutation
 
-    jobs, n, n_jobs = keys.jobs, len(keys.problem.operations), len(keys.problem.jobs)
+    jobs, n, n_jobs = keys.jobs, len(keys.jobs), len(keys.problem.jobs)
 
     class ByJobs(Crossover):
         def __init__(self):
             super().__init__(2, 2, prob=0.9)
 
         def _do(self, problem, X, *args, random_state: Any = None, **kwargs):
-            of_first = random_state.random((X.shape[1], n_jobs)) < 0.5
-            mask = of_first[:, jobs]
+            of_first = random_state.random((X.shape[1], n_jobs + 1)) < 0.5
+            mask = of_first[:, [*jobs, n_jobs]]
             return np.stack([np.where(mask, X[0], X[1]), np.where(mask, X[1], X[0])])
 
     class Move(Mutation):
         def _do(self, problem, X, *args, random_state: Any = None, **kwargs):
             X = X.copy()
             for row in X:
-                if random_state.random() < 0.5:
-                    some = random_state.integers(0, n, min(n, 1 + random_state.poisson(1.0)))
-                else:
-                    some = np.flatnonzero(jobs[:n] == random_state.integers(n_jobs))
-                row[some] += random_state.normal(0, 0.15 if len(some) == 1 else 0.08)
-                choices = np.arange(n, len(row))
-                some = choices[random_state.random(len(choices)) < 1.5 / max(1, len(choices))]
-                row[some] = random_state.random(len(some))
+                few = random_state.integers(0, n, 1 + random_state.poisson(1.0))
+                one = np.flatnonzero(jobs == random_state.integers(n_jobs))
+                row[few if random_state.random() < 0.5 else one] += random_state.normal(0, 0.1)
+                row[-1] += random_state.normal(0, 0.1)
             return np.clip(X, 0.0, 1.0)
 
     return ByJobs(), Move()
@@ -696,12 +712,11 @@ def evolve(
         from pymoo.problems.static import StaticProblem
     except ImportError:
         raise ScheduleError("NSGA-II needs pymoo", how="pip install pymoo") from None
-    keys = Keys.of(archive.problem)
-    rng = np.random.default_rng(run.seed)
+    keys = Keys.of(archive.problem, archive.keep)
     seeds = [keys.encode(plan) for _, plan in sorted(archive.plans.items())][: population // 2]
-    rows = rng.random((population, len(keys.jobs)))
-    rows[: len(seeds)] = np.reshape(seeds, (len(seeds), len(keys.jobs)))
-    shop = Numbers(n_var=len(keys.jobs), n_obj=len(archive.objectives), n_ieq_constr=1, xl=0.0, xu=1.0)
+    rows = np.random.default_rng(run.seed).random((population, len(keys)))
+    rows[: len(seeds)] = np.reshape(seeds, (len(seeds), len(keys)))
+    shop = Numbers(n_var=len(keys), n_obj=len(archive.objectives), n_ieq_constr=1, xl=0.0, xu=1.0)
     crossover, mutation = _operators(keys)
     algorithm: Any = NSGA2(population, sampling=rows, crossover=crossover, mutation=mutation)  # type: ignore[arg-type]
     algorithm.setup(shop, termination=NoTermination(), seed=run.seed % 2**32)
@@ -720,10 +735,8 @@ def evolve(
 
 def _judged(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
     "By how much deadlines are missed, and the objectives."
-    problem = archive.problem
-    try:
-        plan = keys.decode(row)
-    except ScheduleError:
+    problem, plan = archive.problem, keys.decode(row, archive.objectives[0])
+    if plan is None:
         return (1e12, *(1e12 for _ in archive.objectives))
     point = archive.point(plan)
     lasts = (plan.ends[i - 1] for i in problem.first[1:])
