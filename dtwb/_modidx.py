@@ -595,6 +595,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dtwb.scheduling.pareto._checked': ('scheduling/pareto.html#_checked', 'dtwb/scheduling/pareto.py'),
                                         'dtwb.scheduling.pareto._cpsat': ('scheduling/pareto.html#_cpsat', 'dtwb/scheduling/pareto.py'),
                                         'dtwb.scheduling.pareto._end': ('scheduling/pareto.html#_end', 'dtwb/scheduling/pareto.py'),
+                                        'dtwb.scheduling.pareto._first_rows': ( 'scheduling/pareto.html#_first_rows',
+                                                                                'dtwb/scheduling/pareto.py'),
                                         'dtwb.scheduling.pareto._front': ('scheduling/pareto.html#_front', 'dtwb/scheduling/pareto.py'),
                                         'dtwb.scheduling.pareto._is_known': ( 'scheduling/pareto.html#_is_known',
                                                                               'dtwb/scheduling/pareto.py'),

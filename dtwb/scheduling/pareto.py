@@ -251,6 +251,7 @@ class Archive:
     stability: Stability | None = None
     keep: dict[int, tuple[int, int]] | None = None  # operation -> (machine, start) that must stay
     plans: dict[Point, Solution] = field(default_factory=dict)
+    others: list[Solution] = field(default_factory=list)  # dominated, but something to start from
     proved: set[Point] = field(default_factory=set)
     trace: list[tuple[float, int]] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
@@ -713,9 +714,7 @@ def evolve(
     except ImportError:
         raise ScheduleError("NSGA-II needs pymoo", how="pip install pymoo") from None
     keys = Keys.of(archive.problem, archive.keep)
-    seeds = [keys.encode(plan) for _, plan in sorted(archive.plans.items())][: population // 2]
-    rows = np.random.default_rng(run.seed).random((population, len(keys)))
-    rows[: len(seeds)] = np.reshape(seeds, (len(seeds), len(keys)))
+    rows = _first_rows(archive, keys, population, np.random.default_rng(run.seed))
     shop = Numbers(n_var=len(keys), n_obj=len(archive.objectives), n_ieq_constr=1, xl=0.0, xu=1.0)
     crossover, mutation = _operators(keys)
     algorithm: Any = NSGA2(population, sampling=rows, crossover=crossover, mutation=mutation)  # type: ignore[arg-type]
@@ -731,6 +730,18 @@ def evolve(
         judged = StaticProblem(shop, F=results[:, 1:], G=results[:, :1])
         algorithm.tell(infills=Evaluator().eval(judged, children))
     return f"{generations} generations are done"
+
+
+def _first_rows(archive: Archive, keys: Keys, population: int, rng: np.random.Generator) -> np.ndarray:
+    "The best plans that are known, others, what is near to them, and some at random."
+    known = [plan for _, plan in sorted(archive.plans.items())] + archive.others
+    seeds = np.array([keys.encode(plan) for plan in known[: population // 2]]).reshape(-1, len(keys))
+    rows = rng.random((population, len(keys)))
+    if len(seeds):
+        near = rng.integers(len(seeds), size=3 * population // 4)
+        rows[: len(near)] = np.clip(seeds[near] + rng.normal(0, 0.05, (len(near), len(keys))), 0.0, 1.0)
+        rows[: len(seeds)] = seeds
+    return rows
 
 
 def _judged(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
@@ -833,7 +844,9 @@ def _seed(archive: Archive, run: Run, seeds: Iterable[Solution]) -> None:
         if archive.plans and run.left < 0.8 * run.time_limit:
             break
         try:
-            archive.add(dispatch(archive.problem, policy))
+            plan = dispatch(archive.problem, policy)
+            if not archive.add(plan):
+                archive.others.append(plan)
         except ScheduleError:  # parts block each other: another rule may not
             pass
 
