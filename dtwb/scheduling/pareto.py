@@ -297,7 +297,7 @@ class Archive:
 
 def _as_stated(solution: Solution, name: str, value: float) -> Solution:
     "A plan that is judged by one objective, and of which no bound is known."
-    values = {k: v for k, v in solution.values.items() if k != "stability" or name == "stability"}
+    values = {k: v for k, v in solution.values.items() if k != "stability"} | {name: value}
     return replace(
         solution, objective=value, objective_name=name, values=values, bound=None, status="feasible", trace=()
     )
