@@ -24,7 +24,7 @@ from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .cpsat import solve_cpsat
 from .decoder import Decoder, decode, value_on
-from .generators import covers, solution_on
+from .generators import covers, generated, solution_on
 from dtwb.scheduling.problem import (
     OBJECTIVES,
     REGULAR,
@@ -655,56 +655,60 @@ def find_between(
 # %% ../../nbs/scheduling/40_pareto.ipynb #a3fc91aa
 @dataclass(frozen=True)
 class Keys:
-    "Plans as rows of numbers from 0 to 1: a place in the order for each operation, and choices of machines."
+    "Plans as rows of numbers from 0 to 1: a rank for each operation; then machines, or how long they wait."
 
     problem: Problem
     decoder: Decoder | None  # None: buffers are full or not as time goes by, which takes the slower way
-    jobs: np.ndarray  # (keys,) whose each is: first one for each operation, then those of the choices
-    worths: tuple[tuple, ...]  # by objective, what `value_on` needs to know
+    choices: np.ndarray | None  # operations whose machine has a key; None: one key says how long machines wait
+    jobs: np.ndarray  # (keys,) whose each is
+    worths: tuple[Any, ...]  # by objective, what `value_on` needs to know
 
     @classmethod
     def of(cls, archive: Archive) -> "Keys":
         problem, names = archive.problem, archive.objectives
-        decoder = None
+        jobs, decoder, choices, worths = np.array([j for j, _ in problem.operations], int), None, None, ()
         if covers(problem):
             decoder = Decoder.of(problem, names[0], archive.reference, archive.stability, archive.keep)
-        jobs = np.array([j for j, _ in problem.operations], int)
-        choices = decoder.flexible if decoder else np.zeros(0, int)
-        units = (np.array([float(name == term) for term in OBJECTIVES]) for name in names)
-        worths = tuple((unit, *decoder.worth[1:]) for unit in units) if decoder else ()
-        return cls(problem, decoder, np.concatenate([jobs, jobs[choices]]), worths)
+            units = (np.array([float(name == term) for term in OBJECTIVES]) for name in names)
+            worths = tuple((unit, *decoder.worth[1:]) for unit in units)
+            if len(decoder.flexible) and not set(names) <= set(REGULAR):
+                choices = decoder.flexible
+        return cls(problem, decoder, choices, np.append(jobs, [0] if choices is None else jobs[choices]), worths)
 
-    def encode(self, plan: Solution) -> np.ndarray:
-        "The keys of `plan`."
-        keys, n = np.empty(len(self.jobs)), len(self.problem.operations)
+    def encode(self, plan: Solution, delay: float) -> np.ndarray:
+        "Keys that come near to `plan`."
+        n = len(self.problem.operations)
+        keys = np.full(len(self.jobs), delay)
         keys[np.lexsort(np.array([range(n), plan.ends, plan.starts]))] = (np.arange(n) + 0.5) / n
-        if self.decoder:
-            first, last = self._modes()
-            chosen = self.decoder.modes_of(plan.machines)[self.decoder.flexible]
-            keys[n:] = (chosen - first + 1.5) / (last - first + 1)
+        if self.decoder and self.choices is not None:
+            first, last = self._modes(self.choices)
+            keys[n:] = (self.decoder.modes_of(plan.machines)[self.choices] - first + 0.5) / (last - first)
         return keys
 
     def decode(self, keys: np.ndarray) -> tuple[float, Point] | None:  # ticks after deadlines, values; None: no plan
         "Put the plan of `keys` on the decoder's board."
         assert self.decoder is not None
         desk, n = self.decoder.desk, len(self.problem.operations)
-        first, last = self._modes()
-        chosen = np.full(n, -1)
-        picked = np.floor(keys[n:] * (last - first + 1)).astype(int) - 1  # -1: the one that ends first
-        chosen[self.decoder.flexible] = np.where(picked < 0, -1, np.minimum(first + picked, last - 1))
-        desk.clear()
-        order = self.jobs[np.argsort(keys[:n], kind="stable")]
-        if not decode(order, chosen, 0, desk.fixed, desk.urgent, *desk.board):
+        if self.choices is None:
+            done = generated(desk, "rank", float(keys[-1]), keys[:n])
+        else:
+            first, last = self._modes(self.choices)
+            chosen = np.full(n, -1)
+            chosen[self.choices] = np.minimum(first + (keys[n:] * (last - first)).astype(int), last - 1)
+            order = self.jobs[np.argsort(keys[:n], kind="stable")]
+            desk.clear()
+            done = decode(order, chosen, 0, desk.fixed, desk.urgent, *desk.board)
+        if not done:
             return None
-        board = desk.board
-        worth = [value_on(*worth, board.op, board.job, board.machine, board.table) for worth in self.worths]
+        board = desk.board.op, desk.board.job, desk.board.machine, desk.board.table
+        worth = [value_on(*(*facts, *board)) for facts in self.worths]
         return worth[0][1], tuple(value for value, _ in worth)
 
-    def _modes(self) -> tuple[np.ndarray, np.ndarray]:
+    def _modes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Of each choice its first mode, and past its last."
         assert self.decoder is not None
-        ptr, flexible = self.decoder.desk.arrays.mode_ptr, self.decoder.flexible
-        return ptr[flexible], ptr[flexible + 1]
+        ptr = self.decoder.desk.arrays.mode_ptr
+        return ptr[choices], ptr[choices + 1]
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #a29ba08f
 def _operators(keys: Keys) -> tuple[Any, Any]:
@@ -730,7 +734,7 @@ def _operators(keys: Keys) -> tuple[Any, Any]:
                 few = random_state.integers(0, n, 1 + random_state.poisson(1.0))
                 one = np.flatnonzero(jobs[:n] == random_state.integers(n_jobs))
                 row[few if random_state.random() < 0.5 else one] += random_state.normal(0, 0.1)
-                some = random_state.random(len(row) - n) < 1.5 / max(1, len(row) - n)
+                some = random_state.random(len(row) - n) < 1.5 / (len(row) - n)
                 row[n:][some] = random_state.random(some.sum())
             return np.clip(X, 0.0, 1.0)
 
@@ -774,7 +778,8 @@ def evolve(
 def _first_rows(archive: Archive, keys: Keys, population: int, rng: np.random.Generator) -> np.ndarray:
     "The best plans that are known, others, what is near to them, and some at random."
     known = [plan for _, plan in sorted(archive.plans.items())] + archive.others
-    seeds = np.array([keys.encode(plan) for plan in known[: population // 2]]).reshape(-1, len(keys.jobs))
+    seeds = [keys.encode(plan, delay) for plan in known for delay in (1.0, 0.0)][: population // 2]
+    seeds = np.array(seeds).reshape(-1, len(keys.jobs))
     rows = rng.random((population, len(keys.jobs)))
     if len(seeds):
         near = rng.integers(len(seeds), size=3 * population // 4)
@@ -803,7 +808,7 @@ def _judged(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
 def _judged_slowly(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
     problem = archive.problem
     try:
-        plan = replace(dispatch(problem, Policy(ranks=tuple(row))), method="nsga2")
+        plan = replace(dispatch(problem, Policy(ranks=tuple(row[:-1]))), method="nsga2")
     except ScheduleError:  # parts block each other
         return WORST, *(WORST for _ in archive.objectives)
     point = archive.point(plan)
