@@ -701,7 +701,8 @@ class Keys:
         if not done:
             return None
         board = desk.board.op, desk.board.job, desk.board.machine, desk.board.table
-        worth = [value_on(*(*facts, *board)) for facts in self.worths]
+        given: list[list[Any]] = [[*facts, *board] for facts in self.worths]
+        worth = [value_on(*facts) for facts in given]
         return worth[0][1], tuple(value for value, _ in worth)
 
     def _modes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
