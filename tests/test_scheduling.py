@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,13 @@ from dtwb.scheduling.problem import (
     ProblemMode,
     ProblemOperation,
     Solution,
+    check_problem,
     objective_value,
     verify,
     violations,
 )
 from dtwb.scheduling.rules import RULES, Policy, best_rule, dispatch, follow
-from dtwb.scheduling.solve import solve
+from dtwb.scheduling.solve import impossible, solve
 
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
 quick = settings(
@@ -432,6 +433,85 @@ def test_verify_notices_what_is_broken(problem, data):
             broken(starts=starts, ends=ends)
     if problem.is_started(o):
         broken(starts=changed(solution.starts, 1), ends=changed(solution.ends, solution.ends[o] + 1))
+
+
+@given(problems(jobs=4, operations=3, machines=3), objectives(), st.data())
+@settings(quick, max_examples=120)
+def test_verify_notices_who_waits_too_long_who_is_not_there_and_what_is_overstated(problem, objective, data):
+    try:
+        solution = solve_cpsat(problem, objective, time_limit=3)
+    except ScheduleError:
+        return
+
+    def broken(words, problem=problem, **changes):
+        with pytest.raises(ScheduleError, match=words):
+            verify(problem, replace(solution, problem=problem, **changes))
+
+    broken("not", objective=solution.objective + 1)
+    broken("not", objective=solution.objective - 1)
+    name = data.draw(st.sampled_from(sorted(solution.values)))
+    broken(f"the {name} is", values=solution.values | {name: solution.values[name] + 1})
+    o = data.draw(st.integers(0, len(solution.starts) - 1))
+    j, k = problem.operations[o]
+    waited = solution.starts[o] - (solution.ends[o - 1] if k else problem.jobs[j].release)
+    if waited > 0 and not problem.is_started(o):
+        steps = list(problem.jobs[j].operations)
+        steps[k] = replace(steps[k], max_wait=waited - 1)
+        jobs = list(problem.jobs)
+        jobs[j] = replace(jobs[j], operations=tuple(steps))
+        broken(f"more than {waited - 1} after", replace(problem, jobs=tuple(jobs)))
+    if problem.resources and problem.operation(o).needs:
+        others = {
+            r for r in range(len(problem.resources)) if r not in problem.servers[problem.operation(o).needs[0][0]]
+        }
+        for wrong in (*others, 99):
+            served = list(solution.resources)
+            served[o] = (wrong, *served[o][1:])
+            broken("cannot serve that", resources=tuple(served))
+        broken("needs, and", resources=tuple(() if i == o else who for i, who in enumerate(solution.resources)))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+POISON = [-1, 0, 1.5, float("nan"), float("inf"), 2**53, 2**63 - 1, 2**63, 10**30, None, "x", (), 99]
+
+
+def leaves_of(thing, path=()):
+    "Every value in a problem with the path to it."
+    if is_dataclass(thing):
+        parts = [(field.name, getattr(thing, field.name)) for field in fields(thing)]
+    elif isinstance(thing, tuple):
+        parts = list(enumerate(thing))
+    else:
+        yield path
+        return
+    for key, part in parts:
+        yield from leaves_of(part, (*path, key))
+
+
+def poisoned(thing, path, value):
+    "`thing` with `value` at `path`."
+    if not path:
+        return value
+    key, *rest = path
+    if is_dataclass(thing):
+        return replace(thing, **{key: poisoned(getattr(thing, key), rest, value)})
+    parts = [poisoned(part, rest, value) if i == key else part for i, part in enumerate(thing)]
+    return type(thing)(*parts) if hasattr(thing, "_fields") else tuple(parts)
+
+
+@given(problems(jobs=2, operations=2, machines=2), st.data())
+@settings(quick, max_examples=300)
+def test_whatever_is_wrong_in_a_problem_is_refused_in_one_line_or_planned(problem, data):
+    path = data.draw(st.sampled_from(sorted(leaves_of(problem), key=str)))
+    bad = poisoned(problem, path, data.draw(st.sampled_from(POISON)))
+    try:
+        plan = solve_cpsat(bad, time_limit=1) if check_problem(bad) is None and not impossible(bad) else None
+    except ScheduleError as e:
+        assert "\n" not in str(e) and len(str(e)) > 10
+        return
+    if plan is not None:
+        verify(bad, plan)
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

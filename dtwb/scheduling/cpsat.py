@@ -355,7 +355,8 @@ def _batch_slot(
     for o, literal in joins.items():
         cp.add_implication(literal, leads)
         cp.add(model.starts[o] == start).only_enforce_if(literal)
-    cp.add(sum(joins.values()) <= p.machines[m].batch_capacity - 1)
+    if len(joins) >= p.machines[m].batch_capacity:
+        cp.add(sum(joins.values()) <= p.machines[m].batch_capacity - 1)
     durations, own = _batch_durations(p, leader, m), p.duration(leader, m) or 0
     if len(durations) > 1:
         longest = None if hinted is None else max((p.duration(o, m) or 0 for o in hinted), default=own)

@@ -385,13 +385,22 @@ class _Refused:
     def refuse(self, what: str, how: str = ""):
         raise ScheduleError(what, self.where, how)
 
-    def ticks(self, value: Any, what: str, low: int = 0) -> None:
+    def ticks(self, value: Any, what: str, low: int = 0, unit: str = " of ticks") -> None:
         if not isinstance(value, (int, np.integer)):
-            self.refuse(f"{what} is a whole number of ticks, {value!r} is not")
+            self.refuse(f"{what} is a whole number{unit}, {value!r} is not")
         if value < low:
             self.refuse(f"{what} is not {'negative' if low == 0 else f'below {low}'}, {value} is")
         if value > FARTHEST:
-            self.refuse(f"{what} is at most 2^53 ticks, {value} is more", "a longer tick makes numbers smaller")
+            how = "a longer tick makes numbers smaller" if unit else ""
+            self.refuse(f"{what} is at most 2^53, {value} is more", how)
+
+    def rows(self, value: Any, what: str, n: int = 2) -> tuple:
+        if not isinstance(value, (tuple, list)) or any(not isinstance(x, (tuple, list)) or len(x) != n for x in value):
+            self.refuse(f"{what} are rows of {n} values, {value!r} are not")
+        return tuple(value)
+
+    def count(self, value: Any, what: str, low: int = 0) -> None:
+        self.ticks(value, what, low, "")
 
     def number(self, value: Any, what: str) -> None:
         if not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value < math.inf:
@@ -423,9 +432,12 @@ def _check_job(problem: Problem, job: ProblemJob) -> None:
     if not job.operations:
         job_is.refuse("it has no operations")
     job_is.number(job.weight, "a weight")
+    if job.started not in (True, False):
+        job_is.refuse(f"started is True or False, {job.started!r} is not")
     for name in ("release", "due", "deadline"):
         value = getattr(job, name)
-        if value is not None and not (type(value) is int and abs(value) <= FARTHEST):
+        given = value is not None or name == "release"
+        if given and not (type(value) is int and abs(value) <= FARTHEST):
             job_is.ticks(value, f"the {name}", -FARTHEST)
     job_is.position(job.place, "machine", len(problem.machines), ENTRY)
     if job.buffer is not None:
@@ -451,21 +463,21 @@ def _check_operation(problem: Problem, job: ProblemJob, operation: ProblemOperat
     it = _Refused(f"{problem.name}: job {job.id}, operation {operation.name}")
     if not operation.modes:
         it.refuse("it can be done nowhere")
-    for m, duration in operation.modes:
+    for m, duration in it.rows(operation.modes, "modes"):
         it.position(m, "machine", len(problem.machines))
         it.ticks(duration, "a duration")
     twice = [m for m, n in Counter(m for m, _ in operation.modes).items() if n > 1]
     if twice:
         it.refuse(f"it has two modes on machine {problem.machines[twice[0]].id}", "one machine, one duration")
-    for m, quantity in (*operation.materials, *operation.produces):
+    for m, quantity in it.rows(operation.materials, "materials") + it.rows(operation.produces, "what it produces"):
         it.position(m, "material", len(problem.materials))
         it.number(quantity, f"a quantity of {problem.materials[m].id}")
     if operation.max_wait is not None:
         it.ticks(operation.max_wait, "the longest wait")
     if operation.closing not in CLOSINGS:
         it.refuse(f"there is no closing {operation.closing!r}", f"known: {', '.join(CLOSINGS)}")
-    for name, units in operation.needs:
-        it.ticks(units, f"a need of {name}", 1)
+    for name, units in it.rows(operation.needs, "needs"):
+        it.count(units, f"a need of {name}", 1)
         able = problem.servers.get(name, ())
         if not able:
             it.refuse(f"nobody has the skill {name}, and no resource is called so")
@@ -484,13 +496,13 @@ def _check_plant(problem: Problem) -> None:
     for machine in problem.machines:
         _check_machine(problem, machine)
     for buffer in problem.buffers:
-        _Refused(f"{problem.name}: buffer {buffer.id}").ticks(buffer.capacity, "its capacity")
+        _Refused(f"{problem.name}: buffer {buffer.id}").count(buffer.capacity, "its capacity")
     for resource in problem.resources:
-        _Refused(f"{problem.name}: resource {resource.id}").ticks(resource.capacity, "its capacity")
+        _Refused(f"{problem.name}: resource {resource.id}").count(resource.capacity, "its capacity")
     for material in problem.materials:
         it = _Refused(f"{problem.name}: material {material.id}")
         it.number(material.stock, "its stock")
-        for time, quantity in material.arrivals:
+        for time, quantity in it.rows(material.arrivals, "arrivals"):
             it.ticks(time, "an arrival", -FARTHEST)
             it.number(quantity, "a quantity")
     n, travel = len(problem.machines), _Refused(f"{problem.name}: travel")
@@ -500,7 +512,7 @@ def _check_plant(problem: Problem) -> None:
         for ticks in row:
             travel.ticks(ticks, "a travel time")
     tariff = _Refused(f"{problem.name}: tariff")
-    for i, (since, price) in enumerate(problem.tariff):
+    for i, (since, price) in enumerate(tariff.rows(problem.tariff, "prices")):
         tariff.ticks(since, "a time")
         tariff.number(price, "a price")
         if (since != 0) if i == 0 else (since <= problem.tariff[i - 1][0]):
@@ -511,7 +523,7 @@ def _check_machine(problem: Problem, machine: ProblemMachine) -> None:
     it = _Refused(f"{problem.name}: machine {machine.id}")
     if machine.windows is not None and not machine.windows:
         it.refuse("it is never open")
-    for a, b in machine.windows or ():
+    for a, b in it.rows(machine.windows or (), "windows"):
         it.ticks(a, "a window's start", -FARTHEST)
         it.ticks(b, "a window's end", -FARTHEST)
         if b <= a:
@@ -519,11 +531,10 @@ def _check_machine(problem: Problem, machine: ProblemMachine) -> None:
     for (_, b), (a, _) in zip(machine.windows or (), (machine.windows or ())[1:]):
         if a < b:
             it.refuse(f"windows follow each other, one ends at {b} and the next starts at {a}")
-    if not isinstance(machine.batch_capacity, (int, np.integer)) or machine.batch_capacity < 1:
-        it.refuse(f"it takes at least one job at once, not {machine.batch_capacity!r}")
+    it.count(machine.batch_capacity, "what it takes at once", 1)
     if machine.buffer is not None:
         it.position(machine.buffer, "buffer", len(problem.buffers))
-    for before, after, ticks in machine.setups:
+    for before, after, ticks in it.rows(machine.setups, "set-ups", 3):
         it.ticks(ticks, f"the set-up from {before} to {after}")
     it.ticks(machine.available, "the time until which it is taken")
     it.number(machine.power, "its power")

@@ -8,7 +8,8 @@ __all__ = ['Kept', 'SMALL', 'METHODS', 'impossible', 'earliest_end', 'clashes', 
 # %% ../../nbs/scheduling/25_solve.ipynb #14517bcf
 import math
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from ..core.schedule import Schedule
 from .cpsat import solve_cpsat
 from dtwb.scheduling.problem import (
     Problem,
+    ProblemJob,
+    ProblemMode,
+    ProblemOperation,
     Solution,
     Stability,
     check_objective,
@@ -31,40 +35,79 @@ def impossible(
     problem: Problem,
 ) -> list[str]:  # one sentence each
     "What is wrong with `problem`, as far as it shows without a search."
-    found = []
-    for m, material in enumerate(problem.materials):
-        wanted = math.fsum(
-            quantity
-            for o in range(len(problem.operations))
-            for used, quantity in problem.operation(o).materials
-            if used == m and not problem.is_started(o)
-        )
-        supply = material.stock + math.fsum(quantity for _, quantity in material.arrivals)
-        if wanted > supply + 1e-6:
-            found.append(f"the jobs need {wanted:g} of {material.id}, {supply:g} ever arrive")
-    for job in problem.jobs:
+    found = list(_missing(problem))
+    hours = any(machine.windows is not None for machine in problem.machines)
+    for j, job in enumerate(problem.jobs):
+        found += _too_far(problem, j)
+        if job.deadline is None and not hours:
+            continue
         end = earliest_end(problem, job)
         if job.deadline is not None and end is not None and end > job.deadline:
             found.append(f"job {job.id} ends at {end} at the earliest, its deadline is {job.deadline}")
         if end is None:
-            found.append(f"job {job.id} needs machines that do not open again")
+            found.append(f"job {job.id} needs machines that do not open again for long enough")
     return found
+
+
+def _missing(problem: Problem) -> Iterator[str]:
+    "Material that never comes."
+    wanted: dict[int, float] = defaultdict(float)
+    made: dict[int, float] = defaultdict(float)
+    for o in range(len(problem.operations) if problem.materials else 0):
+        operation = problem.operation(o)
+        for m, quantity in operation.materials:
+            wanted[m] += 0 if problem.is_started(o) else quantity
+        for m, quantity in operation.produces:
+            made[m] += quantity
+    for m, material in enumerate(problem.materials):
+        supply = material.stock + math.fsum(quantity for _, quantity in material.arrivals) + made[m]
+        if wanted[m] > supply + 1e-6:
+            there = f"{supply:g} ever arrive" if not made[m] else f"{supply:g} ever arrive or are made"
+            yield f"the jobs need {wanted[m]:g} of {material.id}, {there}"
+
+
+def _too_far(problem: Problem, j: int) -> Iterator[str]:
+    "Waits that are shorter than the way, or over already."
+    job = problem.jobs[j]
+    for k, operation in enumerate(job.operations):
+        longest = operation.max_wait
+        if longest is None or (k == 0 and job.started):
+            continue
+        there = [mode.machine for mode in job.operations[k - 1].modes] if k else [job.place]
+        way = min(problem.travel_time(a, mode.machine) for a in there for mode in operation.modes)
+        if way > longest:
+            yield f"job {job.id}, operation {operation.name} may wait for {longest} ticks, and its way takes {way}"
+        elif k == 0:
+            starts = [_earliest(problem, operation, mode, job.release + way) for mode in operation.modes]
+            first = min((start for start, _ in filter(None, starts)), default=None)
+            if first is not None and first > job.release + longest:
+                latest = job.release + longest
+                yield f"job {job.id}, operation {operation.name} must start by {latest}, and cannot before {first}"
+
+
+def _earliest(
+    problem: Problem, operation: ProblemOperation, mode: ProblemMode, arrival: int
+) -> tuple[int, int] | None:  # (start, end) in ticks; None: never
+    machine = problem.machines[mode.machine]
+    return machine.earliest(max(0, arrival, machine.available), mode.duration, operation.closing)
 
 
 def earliest_end(
     problem: Problem,
-    job: Any,  # a ProblemJob
+    job: ProblemJob,
 ) -> int | None:  # ticks; None: never
     "When `job` would end if it were alone in the plant."
-    there = {job.place: 0 if job.started else job.release}  # place -> ticks, when it can set out
+    there = {job.place: job.release}  # place -> ticks, when it can set out
     for k, operation in enumerate(job.operations):
         ends = {}
         for mode in operation.modes:
-            machine = problem.machines[mode.machine]
             arrival = min(time + problem.travel_time(place, mode.machine) for place, time in there.items())
-            start = 0 if job.started and k == 0 else machine.next_open(max(arrival, machine.available))
-            if start is not None:
-                ends[mode.machine] = start + mode.duration
+            if job.started and k == 0:
+                end = problem.machines[mode.machine].resumed_end(mode.duration, operation.closing)
+            else:
+                _, end = _earliest(problem, operation, mode, arrival) or (None, None)
+            if end is not None:
+                ends[mode.machine] = end
         if not ends:
             return None
         there = ends
