@@ -13,8 +13,10 @@ from problems import FEATURES, objectives, problems
 from dtwb.core.errors import ScheduleError
 from dtwb.scheduling import decoder as decoding
 from dtwb.scheduling import generators, placing
+from dtwb.scheduling.annealing import annealing
 from dtwb.scheduling.decoder import Decoder
 from dtwb.scheduling.generators import GENERATOR_RULES, Desk, covers, generated, solution_on
+from dtwb.scheduling.genetic import genetic
 from dtwb.scheduling.problem import (
     Problem,
     ProblemJob,
@@ -194,6 +196,56 @@ def brute_force(problem):
         if not any(left):
             best = min(best, max(ends.values()))
     return best
+
+
+# --- search by orders ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [annealing, genetic])
+@given(problem=problems(jobs=5), objective=objectives(), with_reference=st.booleans(), with_keep=st.booleans())
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_search_gives_a_plan_that_passes_and_is_no_worse(method, problem, objective, with_reference, with_keep):
+    stability = Stability(3.0, 0.5) if with_reference else None
+    try:
+        reference = dispatch(problem, "spt").schedule if with_reference else None
+        first = best_rule(problem, objective, reference, stability)
+    except ScheduleError:
+        return
+    keep = {o: (first.machines[o], start) for o, start in enumerate(first.starts) if start < 3} if with_keep else None
+    told = []
+    plan = method(
+        problem, objective, first, time_limit=0.1, seed=1, reference=reference, stability=stability, keep=keep,
+        callback=lambda *row: told.append(row),
+    )  # fmt: skip
+    verify(problem, plan)
+    assert plan.objective <= first.objective + 1e-9
+    assert all((plan.machines[o], plan.starts[o]) == where for o, where in (keep or {}).items())
+    assert told == list(plan.trace) and sorted(told, key=lambda row: -row[1]) == told
+    assert plan.how in ("the time is up", "nothing is left to improve")
+
+
+@pytest.mark.parametrize("method", [annealing, genetic])
+def test_search_finds_the_best_of_small_problems_and_stops_when_it_is_told_to(method):
+    problem = one_machine([4, 7, 2, 9, 5, 3], due=[9, 12, 20, 15, 8, 30], weight=[1.0, 3.0, 2.0, 1.0, 2.0, 1.0])
+    cost = {}
+    for order in itertools.permutations(range(6)):
+        end = np.cumsum([problem.jobs[j].operations[0].modes[0].duration for j in order])
+        cost[order] = sum(problem.jobs[j].weight * max(0, e - problem.jobs[j].due) for j, e in zip(order, end))
+    worst = dispatch(problem, "lpt", "weighted_tardiness")
+    asked = []
+    plan = method(problem, "weighted_tardiness", worst, time_limit=60, stop=lambda: asked.append(1) or len(asked) > 12)
+    assert (plan.objective, plan.how) == (min(cost.values()), "stopped")
+
+
+@pytest.mark.parametrize("method", [annealing, genetic])
+def test_search_meets_deadlines_that_no_rule_meets(method):
+    jobs = (("a", 5, 30), ("b", 9, 9), ("c", 4, 26), ("d", 8, 17))
+    steps = {id: (ProblemOperation("o", (ProblemMode(0, d),)),) for id, d, _ in jobs}
+    problem = Problem(tuple(ProblemJob(id, steps[id], deadline=e) for id, _, e in jobs), (ProblemMachine("m"),))
+    plan = method(problem, "flow_time", time_limit=0.4)
+    verify(problem, plan)
+    with pytest.raises(ScheduleError, match="deadline"):
+        method(one_machine([5, 5], deadline=[7, 7]), "flow_time", time_limit=0.3)
 
 
 # --- compiled and not ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 __all__ = ['MAKESPAN', 'TOTAL_TARDINESS', 'WEIGHTED_TARDINESS', 'NUMBER_LATE', 'FLOW_TIME', 'SETUP_TIME', 'ENERGY_COST',
            'STABILITY', 'decode', 'value_on', 'Decoder']
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #e12d44ba
+# %% ../../nbs/scheduling/14_decoder.ipynb #fe7bbd29
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ from dtwb.scheduling.placing import (
 from .placing import CLOSING as CLOSING_OF
 from .problem import OBJECTIVES, Objective, Problem, Solution, Stability, planned, weights_of
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #2ee299ec
+# %% ../../nbs/scheduling/14_decoder.ipynb #15270778
 @njit(cache=True, nogil=True)
 def decode(
     order,  # jobs, each as often as it has operations
@@ -71,13 +71,14 @@ def decode(
     "Fill the board in this order."
     if not begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, node, level, finger, limit):
         return False
-    missing, again = True, True
+    missing, again, named = True, True, job[:, FIRST].copy()
     while missing and again:
         missing = again = False
         for i in range(len(order)):
             j = order[i]
             o = job[j, TO_DO]
-            if op[o, JOB] == j:
+            named[j] += 1
+            if op[o, JOB] == j and o < named[j]:  # not planned already, with what is before it
                 n = place(
                     o, chosen, i < appended, op, job, machine, mode, table, need, change, node, level, finger, limit
                 )
@@ -92,7 +93,7 @@ def decode(
             return False
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #a1ec1536
+# %% ../../nbs/scheduling/14_decoder.ipynb #81e736db
 (MAKESPAN, TOTAL_TARDINESS, WEIGHTED_TARDINESS, NUMBER_LATE, FLOW_TIME, SETUP_TIME, ENERGY_COST, STABILITY) = range(8)
 
 
@@ -178,7 +179,7 @@ def _paid(until, price_time, price):
             paid += price[i] * (end - price_time[i])
     return paid
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #c0ed0d33
+# %% ../../nbs/scheduling/14_decoder.ipynb #7623d1f0
 @dataclass
 class Decoder:
     "Makes plans for a problem from orders, and values them; for one thread."
