@@ -39,7 +39,7 @@ from dtwb.scheduling.problem import (
     term_values,
     verify,
 )
-from dtwb.scheduling.rules import dispatch, policies
+from dtwb.scheduling.rules import RULES, dispatch
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 REGULAR = ("makespan", "weighted_tardiness", "flow_time", "number_late", "total_tardiness")
@@ -208,7 +208,7 @@ PAIR = ("makespan", "weighted_tardiness")
 
 def test_nsga2_lies_between_the_rules_and_the_exact_front():
     problem = shop()
-    rules = [dispatch(problem, policy).values for policy in policies(problem)]
+    rules = [dispatch(problem, rule).values for rule in RULES]
     seeds = [tuple(values[name] for name in PAIR) for values in rules]
     exact = pareto_epsilon(problem, PAIR, time_limit=120)
     rough = pareto_nsga2(problem, PAIR, generations=30)

@@ -24,7 +24,7 @@ from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .cpsat import solve_cpsat
 from .decoder import Decoder, decode, value_on
-from .generators import covers, generated, solution_on
+from .generators import Desk, covers, generated, solution_on
 from dtwb.scheduling.problem import (
     OBJECTIVES,
     REGULAR,
@@ -36,7 +36,7 @@ from dtwb.scheduling.problem import (
     term_values,
     violations,
 )
-from .rules import Policy, dispatch, follow, policies
+from .rules import RULES, Policy, dispatch, follow, missed, policies
 from .solve import solve
 
 if TYPE_CHECKING:
@@ -799,25 +799,23 @@ def _judged(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
     found = keys.decode(row)
     if found is None:
         return WORST, *(WORST for _ in archive.objectives)
-    missed, point = found
-    if not missed and archive.wants(point):
+    late, point = found
+    if not late and archive.wants(point):
         changes = archive.reference, archive.stability
         archive.add(solution_on(keys.decoder.desk, archive.objectives[0], *changes, method="nsga2"))
-    return missed, *point
+    return late, *point
 
 
 def _judged_slowly(archive: Archive, keys: Keys, row: np.ndarray) -> tuple[float, ...]:
     problem = archive.problem
     try:
-        plan = replace(dispatch(problem, Policy(ranks=tuple(row[:-1]))), method="nsga2")
+        plan = replace(dispatch(problem, Policy(ranks=tuple(row[:-1])), strict=False), method="nsga2")
     except ScheduleError:  # parts block each other
         return WORST, *(WORST for _ in archive.objectives)
-    point = archive.point(plan)
-    lasts = (plan.ends[i - 1] for i in problem.first[1:])
-    missed = sum(max(0, end - job.deadline) for job, end in zip(problem.jobs, lasts) if job.deadline is not None)
-    if not missed:
+    point, too_late = archive.point(plan), len(list(missed(plan)))
+    if not too_late:
         archive.add(plan, point)
-    return (float(missed), *point)
+    return (float(too_late), *point)
 
 # %% ../../nbs/scheduling/40_pareto.ipynb #ac527b67
 WANTS = {"setup_time": "set-up time", "energy_cost": "tariff"}  # that the problem must have; the others: a due date
@@ -903,13 +901,25 @@ def _seed(archive: Archive, run: Run, seeds: Iterable[Solution]) -> None:
         if plan.problem != archive.problem:
             raise ScheduleError("a seed is a plan of another problem", archive.problem.name, "plan this one")
         archive.add(replace(plan, method=plan.method or "seed"))
-    for policy in policies(archive.problem):
+    for plan in _rule_plans(archive):
+        if not archive.add(plan):
+            archive.others.append(plan)
         if archive.plans and run.left < 0.8 * run.time_limit:
             break
+
+
+def _rule_plans(archive: Archive) -> Iterator[Solution]:
+    "Of every rule; some may miss a deadline."
+    problem = archive.problem
+    if covers(problem):
+        desk = Desk.of(problem, archive.keep)
+        for rule, delay in ((rule, delay) for delay in (0.0, 1.0, 0.5) for rule in RULES):
+            if generated(desk, rule, delay):
+                yield solution_on(desk, archive.objectives[0], archive.reference, archive.stability, method=rule)
+        return
+    for policy in policies(problem):
         try:
-            plan = dispatch(archive.problem, policy)
-            if not archive.add(plan):
-                archive.others.append(plan)
+            yield dispatch(problem, policy, strict=False)
         except ScheduleError:  # parts block each other: another rule may not
             pass
 
