@@ -211,7 +211,8 @@ def front_html(front: Front) -> str:
         f"<tr><th>{i}</th>{''.join(f'<td>{value:g}</td>' for value in point)}<td>{'proved' * proved}</td></tr>"
         for i, (point, proved) in enumerate(zip(front.points, front.proved))
     )
-    title = f"<p><b>{escape(front.problem.name)}</b>: {len(front)} plan{'s' * (len(front) != 1)}, {state} ({escape(front.method)})</p>"
+    count = f"{len(front)} plan{'s' * (len(front) != 1)}"
+    title = f"<p><b>{escape(front.problem.name)}</b>: {count}, {state} ({escape(front.method)})</p>"
     table = f"<table><tr><th>plan</th>{head}<th></th></tr>{rows}</table>"
     return f'{title}<div style="display:flex;gap:2em;align-items:flex-start">{table}{_picture(front)}</div>'
 
