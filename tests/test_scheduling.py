@@ -12,17 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from problems import CLASSIC, problems
 
 from dtwb.core.errors import ScheduleError
 from dtwb.scheduling.cpsat import solve_cpsat
 from dtwb.scheduling.problem import (
     Problem,
-    ProblemBuffer,
-    ProblemJob,
-    ProblemMachine,
-    ProblemMaterial,
-    ProblemMode,
-    ProblemOperation,
     Solution,
     objective_value,
     verify,
@@ -78,58 +73,8 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, content):
 # --- random problems -------------------------------------------------------------------------------------------------
 
 
-@st.composite
-def problems(draw, jobs=4, operations=3, machines=3, rich=True):
-    "Small problems; `rich` ones with set-ups, batches, buffers, calendars, materials, travel and work under way."
-    pick = draw(st.randoms(use_true_random=False))
-    n = draw(st.integers(1, machines))
-    has = {
-        name: rich and draw(st.booleans())
-        for name in ("setups", "batches", "buffers", "calendar", "materials", "travel", "started")
-    }
-    buffers = tuple(ProblemBuffer(f"b{i}", pick.randint(1, 2)) for i in range(2)) if has["buffers"] else ()
-
-    def machine(m):
-        gap, length = pick.randint(0, 3), pick.randint(2, 6)
-        windows = tuple((i * (gap + length), i * (gap + length) + length) for i in range(60))
-        pairs = tuple((a, b, pick.randint(0, 4)) for a in "xy" for b in "xy" if a != b)
-        return ProblemMachine(
-            f"m{m}",
-            windows if has["calendar"] and pick.random() < 0.5 else None,
-            pick.randint(2, 3) if has["batches"] and pick.random() < 0.6 else 1,
-            pick.choice([None, 0, 1]) if has["buffers"] else None,
-            pick.choice([None, "x", "y"]) if has["setups"] else None,
-            pairs if has["setups"] and pick.random() < 0.7 else (),
-            pick.randint(0, 3) if rich else 0,
-        )
-
-    def operation(k):
-        where = pick.sample(range(n), pick.randint(1, min(2, n)))
-        uses = ((0, float(pick.randint(1, 3))),) if has["materials"] and pick.random() < 0.5 else ()
-        modes = tuple(ProblemMode(m, pick.randint(1, 5)) for m in where)
-        return ProblemOperation(f"o{k}", modes, pick.choice("xy"), uses)
-
-    def job(j):
-        steps = tuple(operation(k) for k in range(draw(st.integers(1, operations))))
-        return ProblemJob(
-            f"j{j}", steps, pick.randint(0, 4) if rich else 0, pick.randint(2, 15), None, pick.choice([1.0, 2.5])
-        )
-
-    work = [job(j) for j in range(draw(st.integers(1, jobs)))]
-    shop = [machine(m) for m in range(n)]
-    if has["started"]:
-        steps = work[0].operations
-        first = replace(steps[0], modes=(ProblemMode(steps[0].modes[0].machine, pick.randint(0, 3)),), materials=())
-        work[0] = replace(
-            work[0], operations=(first, *steps[1:]), release=0, place=first.modes[0].machine, started=True
-        )
-    materials = (ProblemMaterial("clay", 6.0, ((pick.randint(1, 8), 40.0),)),) if has["materials"] else ()
-    travel = tuple(tuple(pick.randint(0, 2) for _ in range(n)) for _ in range(n + 1)) if has["travel"] else ()
-    return Problem(tuple(work), tuple(shop), buffers, materials, travel)
-
-
 @given(
-    problems(jobs=6, operations=4, machines=4),
+    problems(jobs=6, operations=4, machines=4, rich=CLASSIC),
     st.sampled_from(sorted(RULES)),
     st.sampled_from([0.0, 0.5, 1.0]),
     st.booleans(),
@@ -148,7 +93,7 @@ def test_rules_respect_everything(problem, rule, fill, keep):
         assert again.starts == solution.starts
 
 
-@given(problems(), st.sampled_from(["makespan", "total_tardiness", "weighted_tardiness", "flow_time"]))
+@given(problems(rich=CLASSIC), st.sampled_from(["makespan", "total_tardiness", "weighted_tardiness", "flow_time"]))
 @settings(quick, max_examples=80)
 def test_cpsat_is_verified_and_no_worse_than_any_rule(problem, objective):
     try:
@@ -180,7 +125,7 @@ def semi_active(problem, objective):
                 taken[j] += 1
                 machine, duration = modes[o]
                 ends[o] = free[machine] = there[j] = max(free[machine], there[j]) + duration
-            best = min(best, objective_value(problem, objective, ends))
+            best = min(best, objective_value(problem, objective, ends, ends, [0] * n))
     return best
 
 
@@ -237,7 +182,7 @@ def _leaves(problem, o, starts, ends, machines):
     return range(ends[o], max(ends[o], starts[o + 1]) + 1)
 
 
-@given(problems(jobs=3, operations=2, machines=2))
+@given(problems(jobs=3, operations=2, machines=2, rich=CLASSIC))
 @settings(quick, max_examples=60)
 def test_cpsat_equals_brute_force_over_times(problem):
     if len(problem.operations) > 4 or any(
@@ -257,7 +202,7 @@ def test_cpsat_equals_brute_force_over_times(problem):
 # --- every mutation is noticed ---------------------------------------------------------------------------------------
 
 
-@given(problems(jobs=5, operations=3, machines=3), st.data())
+@given(problems(jobs=5, operations=3, machines=3, rich=CLASSIC), st.data())
 @settings(quick, max_examples=150)
 def test_verify_notices_what_is_broken(problem, data):
     try:

@@ -23,7 +23,6 @@ from dtwb.scheduling.problem import (
     Problem,
     Solution,
     Stability,
-    change_cost,
     horizon,
     objective_value,
     planned,
@@ -271,7 +270,10 @@ def _add_machine(model: Model, m: int) -> None:
     if under_way:
         family = p.operation(under_way[0]).family
         hinted = max(model.hint.leaves[o] for o in under_way) if model.hint else None
-        until = model.number(0, max(model.lasts[p.operations[o][0]] for o in under_way), f"under_way_{m}", hinted)
+        hinted = None if hinted is None else max(hinted, until)
+        until = model.number(
+            until, max(until, *(model.lasts[p.operations[o][0]] for o in under_way)), f"under_way_{m}", hinted
+        )
         for o in under_way:
             cp.add(until >= model.leaves[o])
         for slot in slots:
@@ -534,8 +536,7 @@ def build_model(
     model = Model(problem, hint, keep or {})
     known = None
     if hint is not None:
-        known = objective_value(problem, objective, hint.ends)
-        known += change_cost(problem, hint.starts, hint.machines, reference, stability)
+        known = objective_value(problem, objective, hint.starts, hint.ends, hint.machines, reference, stability)
     model.lasts = latest_ends(problem, objective, known)
     if hint is not None:
         model.lasts = [
@@ -613,8 +614,7 @@ def _read(
 
     starts, leaves, ends = read(model.starts), read(model.leaves), read(model.ends)
     machines = tuple(next(m for m, literal in at.items() if literal is True or value(literal)) for at in model.at)
-    total = objective_value(p, objective, ends) + change_cost(p, starts, machines, reference, stability)
-    return Solution(p, starts, ends, machines, leaves, total, objective, method="cpsat")
+    return Solution.of(p, objective, starts, ends, machines, leaves, (), reference, stability, method="cpsat")
 
 
 def solve_cpsat(

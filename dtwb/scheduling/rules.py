@@ -21,7 +21,6 @@ from dtwb.scheduling.problem import (
     Problem,
     Solution,
     Stability,
-    change_cost,
     objective_value,
     planned,
 )
@@ -553,12 +552,9 @@ def dispatch(
                 what = "its parts block each other, whatever goes first"
                 raise ScheduleError(what, problem.name, "more places in the buffers would help") from None
             limit //= 2
-    value = objective_value(problem, objective, d.ends)
-    value += change_cost(problem, d.starts, d.where, reference, stability)
-    arrays = tuple(d.starts), tuple(d.ends), tuple(d.where), tuple(d.leaves)
-    how = "the rule has decided everything"
+    plan = Solution.of(problem, objective, d.starts, d.ends, d.where, d.leaves, (), reference, stability)
     took = time.perf_counter() - began
-    return Solution(problem, *arrays, value, objective, how=how, method=policy.name, wall_time=took)
+    return replace(plan, how="the rule has decided everything", method=policy.name, wall_time=took)
 
 
 def check_rule(rule: str) -> str:
@@ -569,7 +565,9 @@ def check_rule(rule: str) -> str:
 
 def merit(solution: Solution) -> tuple[float, float]:
     "What plans are compared by: the objective, then the total flow time."
-    return solution.objective, objective_value(solution.problem, "flow_time", solution.ends)
+    return solution.objective, objective_value(
+        solution.problem, "flow_time", solution.starts, solution.ends, solution.machines
+    )
 
 
 def best_rule(

@@ -19,10 +19,8 @@ from dtwb.scheduling.problem import (
     Problem,
     Solution,
     Stability,
-    change_cost,
     check_objective,
     check_problem,
-    objective_value,
     verify,
     violations,
 )
@@ -118,9 +116,8 @@ def first_plan(
             pass
 
     if isinstance(hint, Solution) and hint.problem == problem and not violations(problem, hint):
-        value = objective_value(problem, objective, hint.ends)
-        value += change_cost(problem, hint.starts, hint.machines, reference, stability)
-        plans.append(replace(hint, objective=value, objective_name=objective, bound=None, status="feasible", trace=()))
+        arrays = hint.starts, hint.ends, hint.machines, hint.leaves, hint.resources
+        plans.append(Solution.of(problem, objective, *arrays, reference, stability, method=hint.method, how=hint.how))
     elif hint is not None:
         plan = hint.schedule if isinstance(hint, Solution) else hint
         for on_time in (True, False):
@@ -134,7 +131,8 @@ SMALL = 120  # operations
 
 
 def _cpsat(problem: Problem, objective: str, first: Solution | None, **options: Any) -> Solution:
-    if first is not None and first.objective <= 0 and objective.endswith("tardiness"):
+    calm = options["reference"] is None or options["stability"] is None
+    if first is not None and first.objective <= 0 and objective.endswith("tardiness") and calm:
         return _in_good_time(problem, first, **options)
     if options["workers"] is None and len(problem.operations) <= SMALL:
         return _proof_first(problem, objective, first, **options)
@@ -173,9 +171,8 @@ def _in_good_time(problem: Problem, first: Solution, **options: Any) -> Solution
         replace(j, deadline=j.due if j.deadline is None else min(j.deadline, j.due or j.deadline)) for j in problem.jobs
     )
     strict = replace(problem, jobs=jobs)
-    start = replace(
-        first, problem=strict, objective=objective_value(strict, "flow_time", first.ends), objective_name="flow_time"
-    )
+    arrays = first.starts, first.ends, first.machines, first.leaves, first.resources
+    start = Solution.of(strict, "flow_time", *arrays, method=first.method)
     options |= {"reference": None, "stability": None, "callback": None}
     found = solve_cpsat(strict, "flow_time", hint=start, **options)
     how = f"nothing is late; total flow time {found.objective:g} ticks: {found.how}"
@@ -263,5 +260,8 @@ def left_shifted(
         return solution
     if merit(early) >= merit(solution) or violations(solution.problem, early):
         return solution
-    arrays = {name: getattr(early, name) for name in ("starts", "ends", "machines", "leaves", "objective")}
+    arrays = {
+        name: getattr(early, name)
+        for name in ("starts", "ends", "machines", "leaves", "resources", "objective", "values")
+    }
     return replace(solution, **arrays)
