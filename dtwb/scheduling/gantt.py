@@ -4,24 +4,21 @@
 
 # %% auto #0
 __all__ = ['BY', 'Plan', 'LATE', 'TOLD', 'schedule_of', 'machines_of', 'colour_key', 'palette', 'colours', 'plot_gantt',
-           'time_unit', 'rows_of', 'lanes', 'sequences', 'setup_times', 'closed_times', 'critical_links',
-           'critical_path', 'gantt_table', 'moment', 'tell_time', 'tell_span', 'gantt', 'use_bokeh', 'time_axis',
-           'framed', 'named', 'legend_above']
+           'time_unit', 'rows_of', 'lanes', 'gantt_table', 'moment', 'tell_time', 'tell_span', 'gantt', 'use_bokeh',
+           'time_axis', 'framed', 'named', 'legend_above']
 
 # %% ../../nbs/scheduling/60_gantt.ipynb #1f0eafbf
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import ScheduleError
 from ..core.schedule import OKABE_ITO, Schedule, ScheduledOperation
-from .problem import Problem, Solution
-
-if TYPE_CHECKING:
-    import pandas as pd
+from .critical import closed_times, critical_links, critical_path, setup_times
+from .problem import Solution
 
 # %% ../../nbs/scheduling/60_gantt.ipynb #43f095c3
 BY = ("order", "job", "operation", "product", "late")
@@ -215,134 +212,6 @@ def lanes(
         of[cluster] = len(free)
     return lane, of
 
-# %% ../../nbs/scheduling/60_gantt.ipynb #3b1c0a21
-def sequences(
-    solution: Solution,
-) -> dict[int, list[list[int]]]:  # machine -> its batches in the order of work; of one operation where it takes one
-    "What each machine does, one after the other."
-    p = solution.problem
-    groups: dict[int, dict[tuple, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for o, m in enumerate(solution.machines):
-        alone = p.machines[m].batch_capacity == 1 and not p.is_started(o)
-        key = not p.is_started(o), solution.starts[o], *((solution.ends[o], o) if alone else ())
-        groups[m][key].append(o)
-    return {m: [batches[key] for key in sorted(batches)] for m, batches in groups.items()}
-
-
-def setup_times(
-    solution: Solution,
-) -> list[tuple[int, int, int, str]]:  # machine, from and until (ticks), "black to white"
-    "The set-ups that a plan needs, each just before the work that it is for."
-    p, found = solution.problem, []
-    for m, batches in sequences(solution).items():
-        family = p.machines[m].family
-        for batch in batches:
-            after = p.operation(batch[0]).family
-            lasts = p.machines[m].setup(family, after)
-            if lasts and not p.is_started(batch[0]):
-                start = solution.starts[batch[0]]
-                found.append((m, start - lasts, start, f"{family} to {after}"))
-            family = after
-    return found
-
-
-def closed_times(
-    problem: Problem,
-    until: int,  # ticks
-) -> list[tuple[int, int, int, str]]:  # machine, from and until (ticks), why
-    "When machines cannot start anything: outside of their windows, or not available yet."
-    found = []
-    for m, machine in enumerate(problem.machines):
-        if machine.available > 0:
-            found.append((m, 0, min(machine.available, until), "not available"))
-        at = 0
-        for a, b in (*(machine.windows or ()), (until, until)) if machine.windows is not None else ():
-            if at < min(a, until):
-                found.append((m, at, min(a, until), "closed"))
-            at = max(at, b)
-    return found
-
-# %% ../../nbs/scheduling/60_gantt.ipynb #3b1c0a31
-def critical_links(
-    problem: Problem,
-    solution: Solution,
-    until: Iterable[int] | None = None,  # operations that the chains lead to; None: those that decide the objective
-) -> list[tuple[int, int]]:  # (operation, the one that waits for it); (o, o) where a chain begins
-    "What waits for what, without a pause in between."
-    of_batch = {
-        o: (m, i) for m, batches in sequences(solution).items() for i, batch in enumerate(batches) for o in batch
-    }
-    order = sequences(solution)
-    todo, links, seen = list(_last_ones(problem, solution) if until is None else until), [], set()
-    while todo:
-        o = todo.pop()
-        if o in seen:
-            continue
-        seen.add(o)
-        m, i = of_batch[o]
-        batch, before = order[m][i], order[m][i - 1] if i else []
-        causes = [] if problem.is_started(o) else _causes(problem, solution, batch, before)
-        links += [(cause, o) for cause in causes] or [(o, o)]
-        todo += causes
-    return links
-
-
-def critical_path(
-    problem: Problem,
-    solution: Solution,
-    until: Iterable[int] | None = None,  # operations that it leads to; None: those that decide the objective
-) -> tuple[int, ...]:  # operations, in the order of their start
-    "The operations without slack."
-    found = {o for link in critical_links(problem, solution, until) for o in link}
-    return tuple(sorted(found, key=lambda o: (solution.starts[o], solution.ends[o], o)))
-
-# %% ../../nbs/scheduling/60_gantt.ipynb #3b1c0a32
-def _last_ones(problem: Problem, solution: Solution) -> list[int]:
-    "The operations that decide the objective: of jobs that are late, or those that end last."
-    last = [i - 1 for i in problem.first[1:]]
-    if "tardiness" in solution.objective_name or "late" in solution.objective_name:
-        late = [o for o, job in zip(last, problem.jobs) if job.due is not None and solution.ends[o] > job.due]
-        if late:
-            return late
-    end = max(solution.ends, default=0)
-    return [o for o in range(len(problem.operations)) if solution.ends[o] == end]
-
-
-def _causes(problem: Problem, solution: Solution, batch: list[int], before: list[int]) -> list[int]:
-    "The operations but for which `batch` could have started earlier; `before` is what its machine did last."
-    m, start = solution.machines[batch[0]], solution.starts[batch[0]]
-    machine, found = problem.machines[m], []
-    for o in batch:
-        if problem.operations[o][1] > 0:
-            there = solution.leaves[o - 1] + problem.travel_time(solution.machines[o - 1], m)
-            if machine.next_open(there) == start:
-                found += _why_left(problem, solution, o - 1, o)
-    if before:
-        lasts = machine.setup(problem.operation(before[0]).family, problem.operation(batch[0]).family)
-        left = max(solution.leaves[o] for o in before)
-        if machine.next_open(left + lasts) == start:
-            for o in before:
-                if solution.leaves[o] == left:
-                    found += _why_left(problem, solution, o, None)
-    return list(dict.fromkeys(found))
-
-
-def _why_left(problem: Problem, solution: Solution, o: int, waiting: int | None) -> list[int]:
-    "`o` itself; if it had to stay on its machine, what made way for it at last."
-    left = solution.leaves[o]
-    if left == solution.ends[o] or o + 1 == waiting:
-        return [o]
-    m = solution.machines[o + 1]
-    buffer = problem.machines[m].buffer
-    if solution.starts[o + 1] - problem.travel_time(solution.machines[o], m) == left:
-        return [o + 1]
-    freed = [
-        q
-        for q, other in enumerate(solution.machines)
-        if buffer is not None and problem.machines[other].buffer == buffer and solution.starts[q] == left
-    ]
-    return freed or [o]
-
 # %% ../../nbs/scheduling/60_gantt.ipynb #3b1c0a40
 def gantt_table(
     plan: Plan,
@@ -350,7 +219,7 @@ def gantt_table(
     actual: Schedule | None = None,  # what really happened: then the bars are these
     products: Mapping[str, str] | None = None,  # job -> product
     start: datetime | None = None,  # when second 0 is
-) -> "pd.DataFrame":
+) -> Any:  # a pandas DataFrame
     "A line for each operation: job, operation, machine, start and end (s), group, lateness (s), and words for these."
     import pandas as pd
 
@@ -371,7 +240,18 @@ def gantt_table(
         lasts=[tell_span(row.end - row.start, unit) for row in rows],
         due=[_tell_due(seconds, unit) for seconds in late],
         note=["under way"] * under_way + [""] * (len(rows) - under_way),
+        people=_people(plan, rows) if actual is None and isinstance(plan, Solution) else "",
     )
+
+
+def _people(solution: Solution, rows: list[ScheduledOperation]) -> list[str]:
+    "Who serves each of `rows`."
+    p = solution.problem
+    served = {
+        (p.jobs[j].id, p.jobs[j].operations[k].name): ", ".join(dict.fromkeys(p.resources[r].id for r in who))
+        for (j, k), who in zip(p.operations, solution.resources)
+    }
+    return [served.get((row.job, row.operation), "") for row in rows]
 
 
 def _tell_due(lateness: float, unit: str) -> str:
@@ -462,9 +342,7 @@ def gantt(
     end = max([schedule.makespan, now or 0.0] + ([actual.makespan] if actual else []))
     x, axis = time_axis(end, start)
     place = {machine: len(rows) - 1 - i for i, machine in enumerate(rows)}
-    layers = []
-    if isinstance(plan, Solution):
-        layers += _beside(plan, place, x, end)
+    layers = _beside(plan, place, x, end) if isinstance(plan, Solution) else []
     bands = (
         [("planned", 0.4, -0.4, 1.0)] if actual is None else [("planned", 0.42, 0.2, 0.5), ("done", 0.15, -0.4, 1.0)]
     )
@@ -480,8 +358,9 @@ def gantt(
             weight=[2.0 if key in path else 0.5 for key in zip(table.job, table.operation)],
         )
         layers.append(_bars(table, what))
-    if critical and isinstance(plan, Solution) and actual is None:
-        layers.append(_arrows(plan, place, x))
+    if isinstance(plan, Solution) and actual is None:
+        layers += _pauses(plan, place, x)
+        layers += [_arrows(plan, place, x)] if critical else []
     if labels or (labels is None and actual is None and len(schedule) <= 80):
         layers.append(_names(table, end, start))
     if now is not None:
@@ -567,11 +446,12 @@ TOLD = (
     ("to", "@until"),
     ("lasts", "@lasts"),
     ("due", "@due"),
+    ("with", "@people"),
     ("", "@note"),
 )
 
 
-def _placed(table: "pd.DataFrame", place: Mapping[str, int], x: Any, top: float, bottom: float) -> "pd.DataFrame":
+def _placed(table: Any, place: Mapping[str, int], x: Any, top: float, bottom: float) -> Any:
     "The corners of the bars, those of one time side by side."
     lane, of = lanes(table[["job", "operation", "machine", "start", "end"]].itertuples(index=False))
     y = table.machine.map(place).to_numpy(float)
@@ -579,7 +459,7 @@ def _placed(table: "pd.DataFrame", place: Mapping[str, int], x: Any, top: float,
     return table.assign(x0=x(table.start), x1=x(table.end), y1=y + top - lane * high, y0=y + top - (lane + 1) * high)
 
 
-def _bars(table: "pd.DataFrame", name: str) -> Any:
+def _bars(table: Any, name: str) -> Any:
     import holoviews as hv
 
     columns = [
@@ -605,7 +485,7 @@ def _bars(table: "pd.DataFrame", name: str) -> Any:
         fill_alpha="fill",
         nonselection_alpha=0.2,
         tools=["hover"],
-        hover_tooltips=[pair for pair in TOLD if pair[0] not in ("due", "") or table[pair[1][1:]].any()],
+        hover_tooltips=[pair for pair in TOLD if pair[0] not in ("due", "with", "") or table[pair[1][1:]].any()],
         hooks=[_round, named(name)],
     )
 
@@ -627,6 +507,7 @@ def legend_above(*names: str) -> Callable[[Any, Any], None]:
     "A hook for an overlay: a legend above it, of what has been named; bars that have a group are told apart by it."
 
     def add(plot: Any, element: Any) -> None:
+        from bokeh.core.properties import field, value
         from bokeh.models import Legend, LegendItem
 
         figure = plot.state
@@ -636,8 +517,8 @@ def legend_above(*names: str) -> Callable[[Any, Any], None]:
         items = []
         for name in [name for name in names if name in drawn]:
             grouped = "group" in drawn[name].data_source.data
-            label = {"field": "group"} if grouped else {"value": name}
-            items.append(LegendItem(label=label, renderers=[drawn[name]]))
+            label = field("group") if grouped else value(name)
+            items.append(LegendItem(label=label, renderers=[drawn[name]]))  # pyright: ignore[reportArgumentType]
         style = {"orientation": "horizontal", "border_line_color": None, "padding": 2, "margin": 4, "glyph_width": 16}
         style["location"] = "left"
         legend = Legend(items=items, name="legend", ncols="auto", background_fill_alpha=0.0, **style)
@@ -679,6 +560,28 @@ def _beside(solution: Solution, place: Mapping[str, int], x: Any, end: float) ->
     return layers
 
 
+def _pauses(solution: Solution, place: Mapping[str, int], x: Any) -> list[Any]:
+    "Where work that pauses lies still, its bar is pale."
+    import holoviews as hv
+
+    p, table = solution.problem, []
+    closed = defaultdict(list)
+    for m, a, b, why in closed_times(p, max(solution.ends, default=0)):
+        closed[m] += [(a, b)] if why == "closed" else []
+    for o, m in enumerate(solution.machines):
+        if p.operation(o).closing == "pause" and p.machines[m].id in place:
+            y = place[p.machines[m].id]
+            for a, b in closed[m]:
+                a, b = max(a, solution.starts[o]), min(b, solution.ends[o])
+                if a < b:
+                    table.append((p.origin + a * p.tick, y - 0.4, p.origin + b * p.tick, y + 0.4))
+    if not table:
+        return []
+    x0, y0, x1, y1 = np.array(table).T
+    pale = hv.Rectangles((x(x0), y0, x(x1), y1))
+    return [pale.opts(color="#FFFFFF", alpha=0.65, line_color=None)]
+
+
 def _hatched(plot: Any, element: Any) -> None:
     glyph = plot.handles["glyph"]
     glyph.hatch_pattern, glyph.hatch_color, glyph.hatch_alpha, glyph.hatch_scale = "/", "#333333", 0.8, 6
@@ -713,7 +616,7 @@ def _arrows(solution: Solution, place: Mapping[str, int], x: Any) -> Any:
     )
 
 
-def _names(table: "pd.DataFrame", end: float, start: datetime | None) -> Any:
+def _names(table: Any, end: float, start: datetime | None) -> Any:
     "The job on each bar that is wide enough for it, dark on light and light on dark."
     import holoviews as hv
 
