@@ -353,14 +353,24 @@ def plot_utilisation(
     rows = list(shares.index)
     ticks = [(len(rows) - 1 - i, machine) for i, machine in enumerate(rows)] or [(0, "")]
     by_machine = hv.Overlay([_share_bars(shares[used])]).opts(
-        xlabel="share of the time (%)", ylabel="", yticks=ticks, ylim=(-0.6, max(1, len(rows)) - 0.4),
-        xlim=(0, 100), height=110 + round(len(rows) * max(16, min(30, 600 / max(1, len(rows))))), **style,
-    )  # fmt: skip
+        xlabel="share of the time (%)",
+        ylabel="",
+        yticks=ticks,
+        ylim=(-0.6, max(1, len(rows)) - 0.4),
+        xlim=(0, 100),
+        height=110 + round(len(rows) * max(16, min(30, 600 / max(1, len(rows))))),
+        **style,
+    )
     x, axis = time_axis(over.end.max(), start)
     unit, _ = time_unit(over.end.max())
     over_time = hv.Overlay([_level_bars(over[["start", "end", *used]], x, unit, start)]).opts(
-        xlabel=axis, ylabel="machines", height=220, xlim=tuple(x([over.start.min(), over.end.max()])), ylim=(0, max(1, len(rows))), **style
-    )  # fmt: skip
+        xlabel=axis,
+        ylabel="machines",
+        height=220,
+        xlim=tuple(x([over.start.min(), over.end.max()])),
+        ylim=(0, max(1, len(rows))),
+        **style,
+    )
     return hv.Layout([by_machine, over_time]).cols(1).opts(shared_axes=False, toolbar=None)
 
 # %% ../../nbs/scheduling/62_pictures.ipynb #62c00034
@@ -370,10 +380,19 @@ def _share_bars(shares: Any) -> Any:
 
     right = np.cumsum(shares.to_numpy(float), axis=1) * 100 if shares.size else np.zeros((0, 0))
     lines = [
-        (right[i, k] - 100 * shares.iloc[i, k], len(shares) - 1 - i - 0.38, right[i, k], len(shares) - 1 - i + 0.38,
-         machine, state, f"{shares.iloc[i, k]:.1%}".replace("%", " %"), STATES[state])
-        for i, machine in enumerate(shares.index) for k, state in enumerate(shares.columns)
-    ]  # fmt: skip
+        (
+            right[i, k] - 100 * shares.iloc[i, k],
+            len(shares) - 1 - i - 0.38,
+            right[i, k],
+            len(shares) - 1 - i + 0.38,
+            machine,
+            state,
+            f"{shares.iloc[i, k]:.1%}".replace("%", " %"),
+            STATES[state],
+        )
+        for i, machine in enumerate(shares.index)
+        for k, state in enumerate(shares.columns)
+    ]
     bars = hv.Rectangles(lines, ["x0", "y0", "x1", "y1"], ["machine", "group", "share", "colour"])
     tips = [("machine", "@machine"), ("", "@group"), ("share", "@share")]
     opts = {"tools": ["hover"], "hover_tooltips": tips, "hooks": [named("bars")]}
