@@ -405,11 +405,11 @@ def write_calendars(
     **options: Any,  # of to_icalendar
 ) -> list[Path]:
     "A calendar for each machine, as MACHINE.ics."
-    files: dict[str, str] = {}
+    files: dict[str, Path] = {}  # by what a file system that knows no capitals calls them
     for machine in schedule_of(plan).by_machine():
         base = re.sub(r"[^\w.-]+", "_", machine).strip("._") or "machine"
         while base.lower() in files:
             base += "_"
-        files[base.lower()] = machine
-        write_aside(Path(folder) / f"{base}.ics", to_icalendar(plan, start, machine, **options))
-    return [Path(folder) / f"{base}.ics" for base in files]
+        calendar = to_icalendar(plan, start, machine, **options)
+        files[base.lower()] = write_aside(Path(folder) / f"{base}.ics", calendar)
+    return list(files.values())
