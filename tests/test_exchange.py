@@ -212,7 +212,7 @@ def test_a_calendar_for_each_machine(tmp_path, solution):
     )
     files = write_calendars(solution, tmp_path / "plant", START)
     assert sum(len(events(f.read_bytes())) for f in files) == len(solution.schedule)
-    with pytest.raises(ScheduleError, match="no work in this plan.*kiln_1"):
+    with pytest.raises(ScheduleError, match=r"no work in this plan.*kiln_1"):
         to_icalendar(solution, START, machine="oven")
 
 
