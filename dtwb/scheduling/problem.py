@@ -18,8 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from html import escape
-from itertools import accumulate
-from numbers import Integral
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,6 +103,10 @@ class ProblemMachine:
     @cached_property
     def _worked(self) -> list[int]:  # ticks open before each span, and in all
         return [0, *accumulate(b - a for a, b in self.spans)]
+
+    @cached_property
+    def _window_arrays(self) -> np.ndarray:  # (2, windows) ticks
+        return np.array(self.windows or (), dtype=np.int64).reshape(-1, 2).T
 
     @cached_property
     def _setups(self) -> dict[tuple[str, str], int]:
@@ -253,6 +256,21 @@ class Problem:
         }
 
     @cached_property
+    def _step_numbers(self) -> dict[str, np.ndarray]:
+        "What is known of every operation, as arrays."
+        job, position = np.array(self.operations, dtype=np.int64).reshape(-1, 2).T
+        codes: dict[str, int] = {}
+        last = np.zeros(len(job), dtype=bool)
+        last[self._job_numbers["last"]] = True
+        return {
+            "job": job,
+            "first": position == 0,
+            "last": last,
+            "started": (position == 0) & np.array([j.started for j in self.jobs], dtype=bool)[job],
+            "family": np.array([codes.setdefault(step.family, len(codes)) for step in self._steps], dtype=np.int64),
+        }
+
+    @cached_property
     def _horizon(self) -> int:
         return _sequential_end(self)
 
@@ -368,7 +386,7 @@ class _Refused:
         raise ScheduleError(what, self.where, how)
 
     def ticks(self, value: Any, what: str, low: int = 0) -> None:
-        if not isinstance(value, Integral):
+        if not isinstance(value, (int, np.integer)):
             self.refuse(f"{what} is a whole number of ticks, {value!r} is not")
         if value < low:
             self.refuse(f"{what} is not {'negative' if low == 0 else f'below {low}'}, {value} is")
@@ -380,7 +398,7 @@ class _Refused:
             self.refuse(f"{what} is a finite number from 0 on, {value!r} is not")
 
     def position(self, value: Any, what: str, n: int, low: int = 0) -> None:
-        if not isinstance(value, Integral) or not low <= value < n:
+        if not isinstance(value, (int, np.integer)) or not low <= value < n:
             self.refuse(f"there is no {what} {value!r}; there are {n}")
 
 
@@ -501,7 +519,7 @@ def _check_machine(problem: Problem, machine: ProblemMachine) -> None:
     for (_, b), (a, _) in zip(machine.windows or (), (machine.windows or ())[1:]):
         if a < b:
             it.refuse(f"windows follow each other, one ends at {b} and the next starts at {a}")
-    if not isinstance(machine.batch_capacity, Integral) or machine.batch_capacity < 1:
+    if not isinstance(machine.batch_capacity, (int, np.integer)) or machine.batch_capacity < 1:
         it.refuse(f"it takes at least one job at once, not {machine.batch_capacity!r}")
     if machine.buffer is not None:
         it.position(machine.buffer, "buffer", len(problem.buffers))
@@ -824,12 +842,13 @@ class Solution:
         **more: Any,  # status, how, method, ...
     ) -> "Solution":
         "A solution with its values worked out."
-        arrays = tuple(tuple(map(int, array)) for array in (starts, ends, machines, ends if leaves is None else leaves))
+        begin, end, on = tuple(map(int, starts)), tuple(map(int, ends)), tuple(map(int, machines))
+        leave = end if leaves is None else tuple(map(int, leaves))
         served = tuple(tuple(map(int, who)) for who in resources) if problem.resources else ()
-        values = term_values(problem, *arrays[:3], reference, stability)
+        values = term_values(problem, begin, end, on, reference, stability)
         weights = weights_of(objective, reference, stability)
         total = math.fsum(weight * values.get(name, 0.0) for name, weight in weights.items())
-        return cls(problem, *arrays, total, str(objective), resources=served, values=values, **more)
+        return cls(problem, begin, end, on, leave, total, str(objective), resources=served, values=values, **more)
 
     @property
     def gap(self) -> float | None:  # 0..1; None: no bound is known
@@ -921,93 +940,184 @@ def violations(
     arrays = solution.starts, solution.ends, solution.machines, solution.leaves
     if any(len(array) != n for array in arrays):
         return [f"there are {n} operations, and arrays of {', '.join(str(len(array)) for array in arrays)}"]
-    found = list(_check_modes(problem, solution))
+    if n and any(np.asarray(array).dtype.kind not in "iu" for array in arrays):
+        return ["times are whole ticks, and machines whole numbers"]
+    found = list(_check_modes(problem, solution)) if n else []
     if found:
         return found
-    for check in (_check_jobs, _check_machines, _check_buffers, _check_materials, _check_value):
+    plan = _Plan.of(problem, solution)
+    for check in (_check_jobs, _check_waits, _check_sequences, _check_batches, _check_ends):
+        found += check(plan)
+    for check in (_check_buffers, _check_materials, _check_resources, _check_value):
         found += check(problem, solution)
     return found or list(_check_moves(problem, solution))
 
 # %% ../../nbs/scheduling/00_problem.ipynb #7de482bd
+def _which(mask: np.ndarray) -> list[int]:
+    return np.flatnonzero(mask).tolist()
+
+
 def _name(problem: Problem, o: int) -> str:
     j, k = problem.operations[o]
     return f"{problem.jobs[j].id} {problem.jobs[j].operations[k].name}"
 
 
 def _check_modes(problem: Problem, solution: Solution) -> Iterator[str]:
-    for o, machine in enumerate(solution.machines):
-        if problem.duration(o, machine) is None:
+    for o, (machine, durations) in enumerate(zip(solution.machines, problem._durations)):
+        if machine not in durations:
             yield f"{_name(problem, o)} cannot be done on machine {machine}"
-        if problem.is_started(o) and solution.starts[o] != 0:
-            yield f"{_name(problem, o)} has started already, and is planned at {solution.starts[o]}"
+    starts, started = np.asarray(solution.starts), problem._step_numbers["started"]
+    for o in _which(started & (starts != 0)):
+        yield f"{_name(problem, o)} has started already, and is planned at {starts[o]}"
+    for o in _which(~started & (starts < 0)):
+        yield f"{_name(problem, o)} starts at {starts[o]}, before tick 0"
 
+# %% ../../nbs/scheduling/00_problem.ipynb #03f281ce
+@dataclass
+class _Plan:
+    "A solution as arrays over the operations, and its slots as they follow each other, machine by machine."
 
-def _check_jobs(problem: Problem, solution: Solution) -> Iterator[str]:
-    starts, ends, leaves, machines = solution.starts, solution.ends, solution.leaves, solution.machines
-    for o, (j, k) in enumerate(problem.operations):
-        job, name = problem.jobs[j], _name(problem, o)
-        if leaves[o] < ends[o]:
-            yield f"{name} leaves at {leaves[o]}, before its end at {ends[o]}"
-        if k == 0 and not job.started:
-            there = job.release + problem.travel_time(job.place, machines[o])
-            if starts[o] < there:
-                yield f"{name} starts at {starts[o]}, its job is there at {there}"
-        if k > 0:
-            there = leaves[o - 1] + problem.travel_time(machines[o - 1], machines[o])
-            if starts[o] < there:
-                yield f"{name} starts at {starts[o]}, its job is there at {there}"
-        if k == len(job.operations) - 1 and job.deadline is not None and ends[o] > job.deadline:
-            yield f"{name} ends at {ends[o]}, after the deadline {job.deadline}"
+    problem: Problem
+    starts: np.ndarray
+    ends: np.ndarray
+    machines: np.ndarray
+    leaves: np.ndarray
+    durations: np.ndarray
+    started: np.ndarray
+    order: np.ndarray  # of operations, by machine and time
+    slots: np.ndarray  # positions in `order` at which a slot begins
+
+    @classmethod
+    def of(cls, problem: Problem, solution: Solution) -> "_Plan":
+        arrays = solution.starts, solution.ends, solution.machines, solution.leaves
+        starts, ends, machines, leaves = (np.array(array, dtype=np.int64) for array in arrays)
+        durations = [known[m] for known, m in zip(problem._durations, solution.machines)]
+        started = problem._step_numbers["started"] if len(starts) else np.zeros(0, dtype=bool)
+        order = np.lexsort((leaves, starts, ~started, machines))
+        alone = np.array([machine.batch_capacity == 1 for machine in problem.machines], dtype=bool)
+        new = np.ones(len(order), dtype=bool)
+        m, waits, since = machines[order], ~started[order], starts[order]
+        new[1:] = (np.diff(m) != 0) | (waits[1:] != waits[:-1]) | (np.diff(since) != 0) | (alone[m] & waits)[1:]
+        slots = np.flatnonzero(new)
+        return cls(problem, starts, ends, machines, leaves, np.array(durations, np.int64), started, order, slots)
+
+    def name(self, o: int) -> str:
+        return _name(self.problem, o)
+
+    def travel(self, origins: np.ndarray, destinations: np.ndarray) -> np.ndarray:  # ticks
+        if not self.problem.travel:
+            return np.zeros(len(origins), dtype=np.int64)
+        return np.array(self.problem.travel, np.int64)[origins, destinations] * (origins != destinations)
 
 # %% ../../nbs/scheduling/00_problem.ipynb #3577383b
-def _check_machines(problem: Problem, solution: Solution) -> Iterator[str]:
-    on: dict[int, list[int]] = defaultdict(list)
-    for o, machine in enumerate(solution.machines):
-        on[machine].append(o)
-    for m, members in on.items():
-        machine = problem.machines[m]
-        batches: dict[tuple, list[int]] = defaultdict(list)
-        for o in members:
-            alone = machine.batch_capacity == 1 and not problem.is_started(o)
-            batches[problem.is_started(o), solution.starts[o], o if alone else -1].append(o)
-        yield from _check_sequence(problem, solution, m, list(batches.values()))
-        for batch in batches.values():
-            yield from _check_batch(problem, solution, m, batch)
+def _check_jobs(plan: _Plan) -> Iterator[str]:
+    "Each step waits for the one before, and for the way."
+    p, n = plan.problem, len(plan.starts)
+    for o in _which(plan.leaves < plan.ends):
+        yield f"{plan.name(o)} leaves at {plan.leaves[o]}, before its end at {plan.ends[o]}"
+    there = np.zeros(n, dtype=np.int64)
+    first, later = _firsts(plan)
+    place = np.array([job.place for job in p.jobs], dtype=np.int64)
+    release = np.array([job.release for job in p.jobs], dtype=np.int64)
+    there[first] = release + plan.travel(place, plan.machines[first])
+    there[first[plan.started[first]]] = 0
+    there[later] = plan.leaves[later - 1] + plan.travel(plan.machines[later - 1], plan.machines[later])
+    for o in _which(plan.starts < there):
+        yield f"{plan.name(o)} starts at {plan.starts[o]}, its job is there at {there[o]}"
+    for j, job in enumerate(p.jobs):
+        o = p.first[j + 1] - 1
+        if job.deadline is not None and plan.ends[o] > job.deadline:
+            yield f"{plan.name(o)} ends at {plan.ends[o]}, after the deadline {job.deadline}"
 
 
-def _check_batch(problem: Problem, solution: Solution, m: int, batch: list[int]) -> Iterator[str]:
-    machine, name, start = problem.machines[m], _name(problem, batch[0]), solution.starts[batch[0]]
-    lasts = max(problem.duration(o, m) or 0 for o in batch)
-    for o in batch:
-        if solution.ends[o] != start + lasts:
-            yield f"{_name(problem, o)} takes from {start} to {solution.ends[o]}, not {lasts}"
-    if problem.is_started(batch[0]):
-        return
-    if len(batch) > machine.batch_capacity:
-        yield f"{len(batch)} jobs at once at {start}, {machine.id} takes {machine.batch_capacity}"
-    if len({problem.operation(o).family for o in batch}) > 1:
-        yield f"the batch of {name} at {start} mixes families"
-    if machine.windows is not None and not any(a <= start < b for a, b in machine.windows):
-        yield f"{name} starts at {start}, {machine.id} is closed"
+def _firsts(plan: _Plan) -> tuple[np.ndarray, np.ndarray]:
+    "The first operation of each job, and all others."
+    first = np.array(plan.problem.first[:-1], dtype=np.int64)
+    return first, np.setdiff1d(np.arange(len(plan.starts)), first, assume_unique=True)
 
 
-def _check_sequence(problem: Problem, solution: Solution, m: int, batches: list[list[int]]) -> Iterator[str]:
-    machine = problem.machines[m]
-    free, family, before = machine.available, machine.family, ""
+def _check_waits(plan: _Plan) -> Iterator[str]:
+    for o, step in enumerate(plan.problem._steps):
+        if step.max_wait is not None and not plan.started[o]:
+            j, k = plan.problem.operations[o]
+            since = plan.ends[o - 1] if k else plan.problem.jobs[j].release
+            if plan.starts[o] > since + step.max_wait:
+                after = f"the end of {plan.name(o - 1)}" if k else "its release"
+                yield f"{plan.name(o)} starts at {plan.starts[o]}, more than {step.max_wait} after {after} at {since}"
 
-    def key(batch: list[int]):
-        o = batch[0]
-        return not problem.is_started(o), solution.starts[o], max(solution.leaves[i] for i in batch)
+# %% ../../nbs/scheduling/00_problem.ipynb #020b6881
+def _check_sequences(plan: _Plan) -> Iterator[str]:
+    "A machine is free, and set up, for each slot."
+    heads = plan.order[plan.slots]
+    lasts = np.maximum.reduceat(plan.leaves[plan.order], plan.slots) if len(heads) else heads
+    on = plan.machines[heads]
+    bounds = np.searchsorted(on, np.arange(len(plan.problem.machines) + 1))
+    for m, machine in enumerate(plan.problem.machines):
+        here = heads[bounds[m] : bounds[m + 1]]
+        if not len(here):
+            continue
+        free = np.maximum.accumulate([machine.available, *lasts[bounds[m] : bounds[m + 1]]])[:-1]
+        ready = free + (_setup_times(plan, machine, here) if machine.setups else 0)
+        for i in _which((plan.starts[here] < ready) & ~plan.started[here]):
+            start, after = plan.starts[here[i]], f" after {plan.name(here[i - 1])}" if i else ""
+            yield f"{plan.name(here[i])} starts at {start}, {machine.id} is free and set up at {ready[i]}{after}"
 
-    for batch in sorted(batches, key=key):
-        o = batch[0]
-        if not problem.is_started(o):
-            ready = free + machine.setup(family, problem.operation(o).family)
-            if solution.starts[o] < ready:
-                start = solution.starts[o]
-                yield f"{_name(problem, o)} starts at {start}, {machine.id} is free and set up at {ready}{before}"
-        free = max(free, *(solution.leaves[i] for i in batch))
-        family, before = problem.operation(o).family, f" after {_name(problem, o)}"
+
+def _setup_times(plan: _Plan, machine: ProblemMachine, heads: np.ndarray) -> list[int]:  # ticks
+    families = [machine.family, *(plan.problem.operation(o).family for o in heads)]
+    return [machine.setup(before, after) for before, after in pairwise(families)]
+
+
+def _check_batches(plan: _Plan) -> Iterator[str]:
+    "What starts together is of one family, and not too much."
+    p = plan.problem
+    for i, end in zip(plan.slots, [*plan.slots[1:], len(plan.order)]):
+        batch = plan.order[i:end].tolist()
+        if len(batch) == 1 or plan.started[batch[0]]:
+            continue
+        machine, start, name = p.machines[plan.machines[batch[0]]], plan.starts[batch[0]], plan.name(batch[0])
+        if len(batch) > machine.batch_capacity:
+            yield f"{len(batch)} jobs at once at {start}, {machine.id} takes {machine.batch_capacity}"
+        if len({p.operation(o).family for o in batch}) > 1:
+            yield f"the batch of {name} at {start} mixes families"
+        if machine.windows is not None and len({p.operation(o).closing for o in batch}) > 1:
+            yield f"the batch of {name} at {start} mixes what closing hours mean"
+
+# %% ../../nbs/scheduling/00_problem.ipynb #84802292
+def _check_ends(plan: _Plan) -> Iterator[str]:
+    "Each slot lasts as long as its slowest member, and what closing hours mean is kept."
+    p = plan.problem
+    longest = np.maximum.reduceat(plan.durations[plan.order], plan.slots) if len(plan.slots) else plan.durations
+    lasts = np.empty_like(plan.durations)
+    lasts[plan.order] = np.repeat(longest, np.diff([*plan.slots, len(plan.order)]))
+    calendar = np.array([machine.windows is not None for machine in p.machines], dtype=bool)[plan.machines]
+    pauses = np.zeros(len(lasts), dtype=bool)
+    for o in _which(calendar):
+        machine, start, closing = p.machines[plan.machines[o]], int(plan.starts[o]), p.operation(o).closing
+        pauses[o] = closing == "pause"
+        if not plan.started[o] and not _open_ticks(machine, start, start + 1):
+            yield f"{plan.name(o)} starts at {start}, {machine.id} is closed"
+        elif pauses[o]:
+            yield from _check_pause(plan, o, machine, int(lasts[o]))
+        elif closing == "fit" and not plan.started[o] and _open_ticks(machine, start, start + lasts[o]) < lasts[o]:
+            yield f"{plan.name(o)} takes from {start} to {start + lasts[o]}, {machine.id} closes before it is done"
+    for o in _which((plan.ends != plan.starts + lasts) & ~pauses):
+        yield f"{plan.name(o)} takes from {plan.starts[o]} to {plan.ends[o]}, not {lasts[o]}"
+
+
+def _check_pause(plan: _Plan, o: int, machine: ProblemMachine, lasts: int) -> Iterator[str]:
+    start, end = int(plan.starts[o]), int(plan.ends[o])
+    worked = _open_ticks(machine, start, end)
+    idle_at_the_end = end > start and not _open_ticks(machine, end - 1, end)
+    if end < start or worked != lasts or idle_at_the_end or (lasts == 0 and end > start):
+        yield f"{plan.name(o)} takes from {start} to {end}, in which {machine.id} is open for {worked}, not {lasts}"
+
+
+def _open_ticks(machine: ProblemMachine, since: int, until: int) -> int:  # ticks
+    "For how long `machine` is open from `since` to `until`."
+    opens, shuts = machine._window_arrays
+    i, j = np.searchsorted(shuts, since, side="right"), np.searchsorted(opens, until)
+    return int(np.sum(np.minimum(shuts[i:j], until) - np.maximum(opens[i:j], since)))
 
 # %% ../../nbs/scheduling/00_problem.ipynb #fe3344c0
 def _stays(problem: Problem, solution: Solution) -> Iterator[tuple[int, int, int, int]]:
@@ -1030,7 +1140,7 @@ def _stays(problem: Problem, solution: Solution) -> Iterator[tuple[int, int, int
 
 def _check_buffers(problem: Problem, solution: Solution) -> Iterator[str]:
     changes: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for b, since, until, _ in _stays(problem, solution):
+    for b, since, until, _ in _stays(problem, solution) if problem.buffers else ():
         if since < until:
             changes[b] += [(since, 1), (until, -1)]
     for b, times in changes.items():
@@ -1043,33 +1153,68 @@ def _check_buffers(problem: Problem, solution: Solution) -> Iterator[str]:
 
 
 def _check_materials(problem: Problem, solution: Solution) -> Iterator[str]:
-    uses: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
-    for o in range(len(problem.operations)):
-        for m, quantity in problem.operation(o).materials:
+    changes: dict[int, list[tuple[int, int, float]]] = defaultdict(
+        list
+    )  # (ticks, what comes before what goes, quantity)
+    for o, step in enumerate(problem._steps if problem.materials else ()):
+        for m, quantity in step.materials:
             if not problem.is_started(o):
-                uses[m].append((solution.starts[o], 1, quantity))
-    for m, taken in uses.items():
+                changes[m].append((solution.starts[o], 1, -quantity))
+        for m, quantity in step.produces:
+            changes[m].append((solution.ends[o], 0, quantity))
+    for m, taken in changes.items():
         material = problem.materials[m]
         stock = material.stock
-        for time, kind, quantity in sorted(taken + [(time, 0, quantity) for time, quantity in material.arrivals]):
-            stock += -quantity if kind else quantity
+        for time, _, quantity in sorted(taken + [(time, 0, quantity) for time, quantity in material.arrivals]):
+            stock += quantity
             if stock < -1e-6:
                 yield f"at {time}, {-stock:g} of {material.id} is missing"
                 break
+
+# %% ../../nbs/scheduling/00_problem.ipynb #51144e3b
+def _check_resources(problem: Problem, solution: Solution) -> Iterator[str]:
+    if not problem.resources:
+        if any(solution.resources):
+            yield "there are no resources, and yet some serve"
+        return
+    if len(solution.resources) != len(problem.operations):
+        yield f"there are {len(problem.operations)} operations, and resources for {len(solution.resources)}"
+        return
+    busy: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # (ticks, units, operation)
+    for o, (step, served) in enumerate(zip(problem._steps, solution.resources)):
+        if len(served) != len(step.needs):
+            yield f"{_name(problem, o)} has {len(step.needs)} needs, and {len(served)} resources serve them"
+            continue
+        for (need, units), r in zip(step.needs, served):
+            if not 0 <= r < len(problem.resources) or need not in _offers(problem.resources[r]):
+                who = problem.resources[r].id if 0 <= r < len(problem.resources) else r
+                yield f"{_name(problem, o)} needs {need}, {who} cannot serve that"
+            elif solution.ends[o] > solution.starts[o]:
+                busy[r] += [(solution.starts[o], units, o), (solution.ends[o], -units, o)]
+    for r, changes in busy.items():
+        used, resource = 0, problem.resources[r]
+        for time, units, o in sorted(changes):
+            used += units
+            if used > resource.capacity:
+                yield f"at {time}, {_name(problem, o)} makes it {used} of {resource.id}, of {resource.capacity}"
+                break
+
+
+def _offers(resource: ProblemResource) -> tuple[str, ...]:
+    return resource.id, *resource.skills
 
 # %% ../../nbs/scheduling/00_problem.ipynb #5e699af8
 def _check_value(problem: Problem, solution: Solution) -> Iterator[str]:
     weights = _objective(solution.objective_name).terms
     if "stability" in solution.values:  # only who knows the former plan can work it out: it is taken as it is said
         weights.setdefault("stability", 1.0)
-    terms = {name: solution.values.get(name, 0.0) if name == "stability" else None for name in weights}
+    terms = {"stability": solution.values.get("stability", 0.0)}
     for name in OBJECTIVES[:-1]:
-        if name not in terms and name not in solution.values:
-            continue
-        terms[name] = _term_value(name, problem, solution.starts, solution.ends, solution.machines, None, None)
-        said = solution.values.get(name)
-        if said is not None and not _same(said, terms[name]):
-            yield f"the {name} is {terms[name]:g}, not {said:g}"
+        if name in weights or name in solution.values:
+            terms[name] = _term_value(name, problem, solution.starts, solution.ends, solution.machines, None, None)
+            said = solution.values.get(name, terms[name])
+            if not _same(said, terms[name]):
+                yield f"the {name} is {terms[name]:g}, not {said:g}"
     value = math.fsum(weight * terms[name] for name, weight in weights.items())
     if not _same(solution.objective, value):
         yield f"the {solution.objective_name} is {value:g}, not {solution.objective:g}"
