@@ -8,6 +8,7 @@ __all__ = ['BY', 'Plan', 'LATE', 'TOLD', 'schedule_of', 'machines_of', 'colour_k
            'time_axis', 'framed', 'named', 'legend_above']
 
 # %% ../../nbs/scheduling/60_gantt.ipynb #1f0eafbf
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -81,9 +82,16 @@ def colours(
     products: Mapping[str, str] | None = None,  # job -> product
     lateness: Mapping[str, float] | None = None,  # job -> s after its due date
 ) -> dict[str, str]:  # what is coloured -> colour
-    "A colour for each group, in the order of first appearance."
-    groups = dict.fromkeys(colour_key(row, by, products, lateness) for row in schedule.rows)
-    return {g: LATE[g] for g in LATE if g in groups} if by == "late" else palette(groups)
+    "A colour for each group: operations in the order of first appearance, else by name."
+    groups = list(dict.fromkeys(colour_key(row, by, products, lateness) for row in schedule.rows))
+    if by == "late":
+        return {group: LATE[group] for group in LATE if group in groups}
+    return palette(groups if by == "operation" else sorted(groups, key=_as_counted))
+
+
+def _as_counted(name: str) -> list[tuple[int, str]]:
+    "For sorting: j2 before j10."
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 # %% ../../nbs/scheduling/60_gantt.ipynb #9766dcbd
 def plot_gantt(
@@ -357,7 +365,9 @@ def gantt(
             fill=[alpha if key in path or not path else 0.45 for key in zip(table.job, table.operation)],
             weight=[2.0 if key in path else 0.5 for key in zip(table.job, table.operation)],
         )
-        layers.append(_bars(table, what))
+        order = list(colour)
+        table = table.assign(rank=[order.index(g) if g in order else len(order) for g in table.group])
+        layers.append(_bars(table.sort_values("rank", kind="stable"), what))
     if isinstance(plan, Solution) and actual is None:
         layers += _pauses(plan, place, x)
         layers += [_arrows(plan, place, x)] if critical else []
@@ -622,7 +632,7 @@ def _names(table: Any, end: float, start: datetime | None) -> Any:
 
     wide = table[(table.end - table.start) / (end or 1.0) * 130 > table.job.str.len()]
     middle = wide.x0 + (wide.x1 - wide.x0) / 2
-    ink = ["black" if _light(c) else "white" for c in wide.colour]
+    ink = ["black" if _light(c) or pale < 1 else "white" for c, pale in zip(wide.colour, wide.fill)]
     table = wide.assign(x=middle, y=(wide.y0 + wide.y1) / 2, ink=ink)[["x", "y", "job", "ink"]]
     small = {"text_font_size": "8pt", "text_color": "ink"}
     return hv.Labels(table, ["x", "y"], ["job", "ink"]).opts(**small)
