@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab serve notebooks readme chromium clean
+.PHONY: help setup demo test lint lab serve notebooks readme chromium peers clean
 
 help: ## this list
 	@grep -E '^[a-zA-Z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ chromium:
 	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
 	  && { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1; } \
 	  || echo "No Chromium: the browser tests will be skipped (Debian: apt-get install chromium)"
+
+peers: ## what the scheduling benchmarks compare with, each in a venv of its own below .venv-peers
+	@grep -v '^#' nbs/benchmarks/peers.txt | while read -r pins; do at=.venv-peers/$${pins%%==*}; \
+	  test -x $$at/bin/python || $(PYTHON) -m venv $$at && $$at/bin/pip install -q --disable-pip-version-check $$pins || exit 1; done
 
 lab: setup ## JupyterLab on the notebooks
 	@PANEL_INLINE=true $(BIN)/jupyter lab nbs
