@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_RULES', 'SPT', 'LPT', 'WSPT', 'MWKR', 'LWKR', 'MOR', 'LOR', 'EDD', 'SLACK', 'CR', 'MDD', 'ATC', 'ATCS',
-           'FIFO', 'RANK', 'RANDOM', 'LOOK_AHEAD', 'priority', 'covers', 'Desk', 'generate', 'generated', 'solution_on']
+           'FIFO', 'RANK', 'RANDOM', 'LOOK_AHEAD', 'WHO', 'HOW', 'LONG', 'THERE', 'NOW', 'DONE', 'priority', 'covers',
+           'Desk', 'generate', 'generated', 'solution_on']
 
-# %% ../../nbs/scheduling/12_generators.ipynb #a49ca7b7
+# %% ../../nbs/scheduling/12_generators.ipynb #57be20d6
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,8 @@ from numba import njit
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .arrays import NEVER, Arrays, to_arrays
+from .placing import CLOSING as CLOSING_OF
 from dtwb.scheduling.placing import (
-    AT,
-    BACK,
-    DONE,
     DUE,
     DURATION,
     EARLIEST,
@@ -30,18 +29,20 @@ from dtwb.scheduling.placing import (
     FIXED_AT,
     FIXED_ON,
     FREE,
+    HOPE,
     JOB,
-    LINK,
     MACHINE,
     MAKES,
     MODE,
     MODES,
-    NOW,
     ON,
+    OPENS,
     SERVED,
     SET_UP,
     SETUPS,
+    SOONEST,
     START,
+    STUCK,
     TAIL,
     TO_DO,
     Board,
@@ -56,10 +57,9 @@ from dtwb.scheduling.placing import (
     to_board,
     wipe,
 )
-from .placing import CLOSING as CLOSING_OF
 from .problem import Objective, Problem, Solution, Stability
 
-# %% ../../nbs/scheduling/12_generators.ipynb #7ba67031
+# %% ../../nbs/scheduling/12_generators.ipynb #dce17f8c
 GENERATOR_RULES = (
     "spt", "lpt", "wspt", "mwkr", "lwkr", "mor", "lor", "edd", "slack", "cr", "mdd", "atc", "atcs", "fifo", "rank",
     "random",
@@ -102,7 +102,7 @@ def priority(rule, duration, now, there, setup, work, steps, due, weight, rank, 
         return -weight / max(1.0, duration) * math.exp(-min(spare, 500.0))
     return rank
 
-# %% ../../nbs/scheduling/12_generators.ipynb #76d737c9
+# %% ../../nbs/scheduling/12_generators.ipynb #bc6cd986
 def covers(
     problem: Problem,
 ) -> bool:
@@ -175,92 +175,114 @@ def _means(a: Arrays) -> tuple[float, float]:
         1.0, float(setups.mean()) if len(setups) else 1.0
     )
 
-# %% ../../nbs/scheduling/12_generators.ipynb #8f38361d
+# %% ../../nbs/scheduling/12_generators.ipynb #593edc43
+(WHO, HOW, LONG, THERE, NOW, DONE) = range(6)  # columns of a line
+
+
 @njit(cache=True, nogil=True)
-def _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit):
-    "Work out where the next operation of job `j` would end first."
-    o = job[j, TO_DO]
-    if not plain:
+def _queue_up(
+    j, plain, line, begins, length, top, op, job, machine, mode, table, need, change, node, level, finger, limit
+):
+    "Put the next operation of job `j` in line where it would end first."
+    o, row = job[j, TO_DO], line[-1]
+    first, last = op[o, MODES], op[o + 1, MODES]
+    row[WHO], row[HOW], row[NOW], row[DONE] = j, first, NEVER, NEVER
+    if plain:
+        for k in range(first, last):
+            m = mode[k, MACHINE]
+            there = max(ready_at(o, m, op, job, machine, table), op[o, EARLIEST])
+            start, end = _next_on(o, m, mode[k, DURATION], there, op, machine, table)
+            if end < row[DONE] or (end == row[DONE] and start > row[NOW]):
+                row[HOW], row[NOW], row[DONE], row[THERE] = k, start, end, there
+    else:
         k, start, end, _ = best_mode(
             o, -1, False, op, job, machine, mode, table, need, change, node, level, finger, limit
         )
-        job[j, AT], job[j, NOW], job[j, DONE] = max(k, op[o, MODES]), start if k >= 0 else NEVER, end
-        return
-    job[j, AT], job[j, NOW], job[j, DONE] = op[o, MODES], NEVER, NEVER
-    for k in range(op[o, MODES], op[o + 1, MODES]):
-        m = mode[k, MACHINE]
-        start = max(ready_at(o, m, op, job, machine, table), op[o, EARLIEST])
-        start = max(start, machine[m, FREE] + setup_time(m, machine[m, SET_UP], op[o, FAMILY], machine, table))
-        start, end = open_from(m, start, mode[k, DURATION], op[o, CLOSING_OF], machine, table)
-        if end < job[j, DONE] or (end == job[j, DONE] and start > job[j, NOW]):
-            job[j, AT], job[j, NOW], job[j, DONE] = k, start, end
+        if k >= 0:
+            row[HOW], row[NOW], row[DONE] = k, start, end
+            row[THERE] = ready_at(o, mode[k, MACHINE], op, job, machine, table)
+        op[o, HOPE] = op[o, SOONEST] if op[o, SOONEST] < NEVER else 0
+    row[LONG] = mode[row[HOW], DURATION]
+    m = mode[row[HOW], MACHINE]
+    line[begins[m] + length[m]] = row
+    length[m] += 1
+    top[m] = min(top[m], row[DONE])
 
 
 @njit(cache=True, nogil=True)
-def _queue_up(j, queue, top, job, mode):
-    m = mode[job[j, AT], MACHINE]
-    job[j, LINK], job[j, BACK] = queue[m], -1
-    if queue[m] >= 0:
-        job[queue[m], BACK] = j
-    queue[m] = j
-    top[m] = min(top[m], job[j, DONE])
+def _next_on(o, m, duration, there, op, machine, table):
+    "Start and end on machine `m`, behind what is on it."
+    start = max(there, machine[m, FREE])
+    if machine[m, SETUPS] >= 0:
+        setup = setup_time(m, machine[m, SET_UP], op[o, FAMILY], machine, table)
+        start = max(there, machine[m, FREE] + setup)
+    return open_from(m, start, duration, op[o, CLOSING_OF], machine, table)
 
 
 @njit(cache=True, nogil=True)
-def _step_out(j, m, queue, job):
-    before, after = job[j, BACK], job[j, LINK]
-    if before >= 0:
-        job[before, LINK] = after
-    else:
-        queue[m] = after
-    if after >= 0:
-        job[after, BACK] = before
-
-
-@njit(cache=True, nogil=True)
-def _look_again(m, queue, top, plain, op, job, machine, mode, table, need, change, node, level, finger, limit):
+def _look_again(
+    m, plain, line, begins, length, top, op, job, machine, mode, table, need, change, node, level, finger, limit
+):
     "Work out again what waits for machine `m`; some may go to another one."
     top[m] = NEVER
-    j = queue[m]
-    while j >= 0:
-        after = job[j, LINK]
-        _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
-        if mode[job[j, AT], MACHINE] == m:
-            top[m] = min(top[m], job[j, DONE])
-        else:
-            _step_out(j, m, queue, job)
-            _queue_up(j, queue, top, job, mode)
-        j = after
+    single, simple = len(mode) == len(op) - 1, machine[m, SETUPS] < 0 and machine[m, OPENS] < 0
+    i, last = begins[m], begins[m] + length[m] - 1
+    while i <= last:
+        j = line[i, WHO]
+        o = job[j, TO_DO]
+        if plain and single:
+            if simple:
+                line[i, NOW] = max(line[i, THERE], machine[m, FREE])
+                line[i, DONE] = line[i, NOW] + line[i, LONG]
+            else:
+                line[i, NOW], line[i, DONE] = _next_on(o, m, line[i, LONG], line[i, THERE], op, machine, table)
+            top[m] = min(top[m], line[i, DONE])
+            i += 1
+            continue
+        line[i] = line[last]
+        length[m] -= 1
+        last -= 1
+        _queue_up(
+            j, plain, line, begins, length, top, op, job, machine, mode, table, need, change, node, level, finger, limit
+        )
+        if mode[line[-1, HOW], MACHINE] == m:  # back in line here, behind what is still to be looked at
+            k = begins[m] + length[m] - 1
+            for column in range(6):
+                line[k, column], line[i, column] = line[i, column], line[k, column]
+            last += 1
+            i += 1
 
-# %% ../../nbs/scheduling/12_generators.ipynb #7ca54d88
+# %% ../../nbs/scheduling/12_generators.ipynb #f2a6f3ae
 @njit(cache=True, nogil=True)
-def _choose(m, earliest_end, rule, delay, rank, work, steps, weight, means, queue, op, job, machine, mode, table):
-    "The job that goes first on machine `m`."
+def _choose(m, line, rule, delay, rank, work, steps, weight, means, top, begins, length, op, job, machine, table):
+    "The row of what goes first on machine `m`."
     first = NEVER
-    j = queue[m]
-    while j >= 0:
-        first = min(first, job[j, NOW])
-        j = job[j, LINK]
-    until = first + np.int64(delay * (earliest_end - first))
-    best, best_value, best_now = -1, 0.0, NEVER
+    for i in range(begins[m], begins[m] + length[m]):
+        first = min(first, line[i, NOW])
+    until = first + np.int64(delay * (top[m] - first))
+    best, best_value, best_now, best_job = -1, 0.0, NEVER, -1
     family = machine[m, SET_UP] if machine[m, TAIL] < 0 else op[machine[m, TAIL], FAMILY]
-    j = queue[m]
-    while j >= 0:
-        now = job[j, NOW]
-        if now == first or (now <= until and now < earliest_end):
-            o, k = job[j, TO_DO], job[j, AT]
-            setup = 0
+    for i in range(begins[m], begins[m] + length[m]):
+        now, j = line[i, NOW], line[i, WHO]
+        if now == first or (now <= until and now < top[m]):
+            o, setup = job[j, TO_DO], 0
             if machine[m, SETUPS] >= 0:
                 setup = setup_time(m, family, op[o, FAMILY], machine, table)
-            there = now
-            if rule == FIFO:
-                there = ready_at(o, m, op, job, machine, table)
             value = priority(
-                rule, mode[k, DURATION], now, there, setup, work[o], steps[o], job[j, DUE], weight[j], rank[o], *means
+                rule,
+                line[i, LONG],
+                now,
+                line[i, THERE],
+                setup,
+                work[o],
+                steps[o],
+                job[j, DUE],
+                weight[j],
+                rank[o],
+                *means,
             )
-            if best < 0 or value < best_value or (value == best_value and (now, j) < (best_now, best)):
-                best, best_value, best_now = j, value, now
-        j = job[j, LINK]
+            if best < 0 or value < best_value or (value == best_value and (now, j) < (best_now, best_job)):
+                best, best_value, best_now, best_job = i, value, now, j
     return best
 
 
@@ -291,52 +313,148 @@ def generate(
     "Fill the board by a rule."
     if not begin(fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit):
         return False
-    free_choice = np.zeros(0, np.int64)
-    queue, top = np.full(len(machine) - 1, -1), np.full(len(machine) - 1, NEVER)
+    machines, free_choice = len(machine) - 1, np.zeros(0, np.int64)
+    top, length, begins = np.full(machines, NEVER), np.zeros(machines, np.int64), np.zeros(machines + 1, np.int64)
+    for k in range(len(mode)):
+        begins[mode[k, MACHINE] + 1] += 1
+    for m in range(machines):
+        begins[m + 1] += begins[m]
+    line = np.empty((len(mode) + 1, 6), np.int64)
     left, stuck = 0, -1  # jobs that are not done; the first of those whose next steps cannot be planned yet
-    for j in range(len(job) - 1, -1, -1):
-        o = job[j, TO_DO]
-        if op[o, JOB] == j:
+    for j in range(len(job)):
+        if op[job[j, TO_DO], JOB] == j:
             left += 1
-            _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
-            _queue_up(j, queue, top, job, mode)
+            _queue_up(
+                j,
+                plain,
+                line,
+                begins,
+                length,
+                top,
+                op,
+                job,
+                machine,
+                mode,
+                table,
+                need,
+                change,
+                node,
+                level,
+                finger,
+                limit,
+            )
     while left:
         m = np.argmin(top)
-        if top[m] >= NEVER:
-            return False
-        if not plain:
-            _look_again(m, queue, top, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
+        if top[m] < NEVER and not plain:
+            _look_again(
+                m,
+                plain,
+                line,
+                begins,
+                length,
+                top,
+                op,
+                job,
+                machine,
+                mode,
+                table,
+                need,
+                change,
+                node,
+                level,
+                finger,
+                limit,
+            )
             if np.argmin(top) != m:
                 continue
         if top[m] >= NEVER:
             return False
-        j = _choose(m, top[m], rule, delay, rank, work, steps, weight, means, queue, op, job, machine, mode, table)
-        _step_out(j, m, queue, job)
-        o, k = job[j, TO_DO], job[j, AT]
+        i = _choose(
+            m, line, rule, delay, rank, work, steps, weight, means, top, begins, length, op, job, machine, table
+        )
+        j, k, now, done = line[i, WHO], line[i, HOW], line[i, NOW], line[i, DONE]
+        o = job[j, TO_DO]
+        length[m] -= 1
+        line[i] = line[begins[m] + length[m]]
         if plain:
-            op[o, START], op[o, END], op[o, ON], op[o, MODE] = job[j, NOW], job[j, DONE], m, k
-            machine[m, FREE], machine[m, SET_UP] = job[j, DONE], op[o, FAMILY]
+            op[o, START], op[o, END], op[o, ON], op[o, MODE] = now, done, m, k
+            machine[m, FREE], machine[m, SET_UP] = done, op[o, FAMILY]
             job[j, TO_DO] += 1
         elif place(o, free_choice, False, op, job, machine, mode, table, need, change, node, level, finger, limit):
             skip_done(j, op, job)
         else:  # what follows at once cannot be done yet
-            job[j, LINK], stuck = stuck, j
+            job[j, STUCK], stuck = stuck, j
             continue
         made = op[o, MAKES] < op[job[j, TO_DO], MAKES]
+        if made:
+            for i in range(len(job)):
+                op[job[i, TO_DO], HOPE] = 0
         while made and stuck >= 0:
-            j_stuck, stuck = stuck, job[stuck, LINK]
-            _look_at(j_stuck, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
-            _queue_up(j_stuck, queue, top, job, mode)
+            waiting, stuck = stuck, job[stuck, STUCK]
+            _queue_up(
+                waiting,
+                plain,
+                line,
+                begins,
+                length,
+                top,
+                op,
+                job,
+                machine,
+                mode,
+                table,
+                need,
+                change,
+                node,
+                level,
+                finger,
+                limit,
+            )
         if op[job[j, TO_DO], JOB] == j:
-            _look_at(j, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
-            _queue_up(j, queue, top, job, mode)
+            _queue_up(
+                j,
+                plain,
+                line,
+                begins,
+                length,
+                top,
+                op,
+                job,
+                machine,
+                mode,
+                table,
+                need,
+                change,
+                node,
+                level,
+                finger,
+                limit,
+            )
         else:
             left -= 1
-        for i in range(len(queue)) if made else range(m, m + 1):
-            _look_again(i, queue, top, plain, op, job, machine, mode, table, need, change, node, level, finger, limit)
+        for i in range(machines) if made else range(m, m + 1):
+            _look_again(
+                i,
+                plain,
+                line,
+                begins,
+                length,
+                top,
+                op,
+                job,
+                machine,
+                mode,
+                table,
+                need,
+                change,
+                node,
+                level,
+                finger,
+                limit,
+            )
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/12_generators.ipynb #465e6ae9
+# %% ../../nbs/scheduling/12_generators.ipynb #16b27918
 def generated(
     desk: Desk,
     rule: str = "mwkr",  # one of GENERATOR_RULES

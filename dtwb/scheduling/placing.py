@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['JOB', 'FAMILY', 'CLOSING', 'WAIT', 'STARTED', 'MODES', 'USES', 'MAKES', 'NEEDS', 'EARLIEST', 'FIXED_ON', 'FIXED_AT',
-           'START', 'END', 'ON', 'MODE', 'BEFORE', 'AFTER', 'MEMBERS', 'LEADER', 'LASTS', 'BOUND', 'FIRST', 'RELEASE',
-           'DUE', 'DEADLINE', 'PLACE', 'TO_DO', 'AT', 'NOW', 'DONE', 'LINK', 'BACK', 'FREE', 'SET_UP', 'CAPACITY',
-           'OPENS', 'SHUTS', 'SETUPS', 'ROWS', 'SIZE', 'TRAVEL', 'FREE_FIRST', 'SET_UP_FIRST', 'HEAD', 'TAIL', 'FROM',
-           'TO', 'UNITS', 'SERVED', 'TRIED', 'TIME', 'NEXT', 'PREVIOUS', 'USERS', 'MACHINE', 'DURATION', 'MATERIAL',
+           'START', 'END', 'ON', 'MODE', 'BEFORE', 'AFTER', 'MEMBERS', 'LEADER', 'LASTS', 'BOUND', 'SOONEST', 'HOPE',
+           'FIRST', 'RELEASE', 'DUE', 'DEADLINE', 'PLACE', 'TO_DO', 'STUCK', 'FREE', 'SET_UP', 'CAPACITY', 'OPENS',
+           'SHUTS', 'SETUPS', 'ROWS', 'SIZE', 'TRAVEL', 'FREE_FIRST', 'SET_UP_FIRST', 'HEAD', 'TAIL', 'FROM', 'TO',
+           'UNITS', 'SERVED', 'TRIED', 'TIME', 'NEXT', 'PREVIOUS', 'USERS', 'MACHINE', 'DURATION', 'MATERIAL',
            'QUANTITY', 'TRIES', 'Board', 'to_board', 'seek', 'node_at', 'take', 'give_back', 'clear_from',
            'stocked_from', 'serve', 'setup_time', 'open_from', 'slot', 'find', 'put', 'lift', 'ready_at',
            'latest_start', 'best_mode', 'place', 'wipe', 'begin', 'skip_done', 'is_kept']
 
-# %% ../../nbs/scheduling/08_placing.ipynb #390eb250
+# %% ../../nbs/scheduling/08_placing.ipynb #ddf00c27
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ from numba import njit
 from .arrays import FIT, NEVER, OVERRUN, to_arrays
 from .problem import Problem
 
-# %% ../../nbs/scheduling/08_placing.ipynb #8883f761
+# %% ../../nbs/scheduling/08_placing.ipynb #66179ee0
 # columns of Board.op; from START on they are the plan
 (JOB, FAMILY, CLOSING, WAIT, STARTED, MODES, USES, MAKES, NEEDS, EARLIEST, FIXED_ON, FIXED_AT) = range(12)
-(START, END, ON, MODE, BEFORE, AFTER, MEMBERS, LEADER, LASTS, BOUND) = range(12, 22)
+(START, END, ON, MODE, BEFORE, AFTER, MEMBERS, LEADER, LASTS, BOUND, SOONEST, HOPE) = range(12, 24)
 # columns of Board.job
-(FIRST, RELEASE, DUE, DEADLINE, PLACE, TO_DO, AT, NOW, DONE, LINK, BACK) = range(11)
+(FIRST, RELEASE, DUE, DEADLINE, PLACE, TO_DO, STUCK) = range(7)
 # columns of Board.machine; where in Board.table its numbers are
 (FREE, SET_UP, CAPACITY, OPENS, SHUTS, SETUPS, ROWS, SIZE, TRAVEL, FREE_FIRST, SET_UP_FIRST, HEAD, TAIL) = range(13)
 # columns of Board.need, Board.node, Board.mode and Board.change
@@ -39,8 +39,8 @@ from .problem import Problem
 class Board(NamedTuple):
     "A problem and a plan for it, as compiled code wants them."
 
-    op: np.ndarray  # (operations + 1, 22) int64
-    job: np.ndarray  # (jobs, 11) int64
+    op: np.ndarray  # (operations + 1, 24) int64
+    job: np.ndarray  # (jobs, 7) int64
     machine: np.ndarray  # (machines + 1, 13) int64; the last row is the entry
     mode: np.ndarray  # (modes, 2) int64
     table: np.ndarray  # int64: windows, travel times, set-ups, who can serve
@@ -51,7 +51,7 @@ class Board(NamedTuple):
     finger: np.ndarray  # (profiles + 1,) int64, where each was looked at last; at the end, the first free node
     limit: np.ndarray  # (profiles,) float64: units of a resource; of a material, -1
 
-# %% ../../nbs/scheduling/08_placing.ipynb #b8efb086
+# %% ../../nbs/scheduling/08_placing.ipynb #de63914c
 def to_board(
     problem: Problem,
     earliest: dict[int, int] | None = None,  # operation -> ticks, it does not start before
@@ -60,7 +60,7 @@ def to_board(
     "A board with nothing on it."
     a = to_arrays(problem)
     n, table = a.operations, _Table()
-    op = np.zeros((n + 1, 22), np.int64)
+    op = np.zeros((n + 1, 24), np.int64)
     columns = a.op_job, a.op_family, a.op_closing, a.op_max_wait, a.op_started
     for column, values in zip((JOB, FAMILY, CLOSING, WAIT, STARTED), columns):
         op[:n, column] = values
@@ -75,7 +75,7 @@ def to_board(
             op[o, FIXED_ON], op[o, FIXED_AT] = machine, ticks
     for o in np.flatnonzero(a.op_started):
         op[o, FIXED_ON], op[o, FIXED_AT] = a.mode_machine[a.mode_ptr[o]], _resumed(problem, o)
-    job = np.zeros((a.jobs, 11), np.int64)
+    job = np.zeros((a.jobs, 7), np.int64)
     for column, values in zip((RELEASE, DUE, DEADLINE, PLACE), (a.job_release, a.job_due, a.job_deadline, a.job_place)):
         job[:, column] = values
     job[:, FIRST] = a.job_first[:-1]
@@ -117,7 +117,7 @@ def _resumed(problem: Problem, o: int) -> int:  # ticks
     ends = [problem.machines[m].resumed_end(x.modes[0].duration, x.closing) for x in together]
     return max(NEVER if end is None else end for end in ends)
 
-# %% ../../nbs/scheduling/08_placing.ipynb #f4ad852f
+# %% ../../nbs/scheduling/08_placing.ipynb #159679ba
 def _machine_rows(a, table: _Table) -> np.ndarray:
     m, families = a.machines, a.setup_row.shape[1]
     machine = np.zeros((m + 1, 13), np.int64)
@@ -152,7 +152,7 @@ def _profiles(a, n: int, more: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             take(i, a.arrival_time[k], NEVER, a.arrival_quantity[k], node, level, finger)
     return node, level, finger
 
-# %% ../../nbs/scheduling/08_placing.ipynb #dd4ca804
+# %% ../../nbs/scheduling/08_placing.ipynb #d19978a4
 @njit(cache=True, nogil=True)
 def seek(profile, time, node, finger):
     "The last node of the profile that is not after `time`."
@@ -243,7 +243,7 @@ def stocked_from(profile, time, quantity, node, level):
         i = node[i, PREVIOUS]
     return max(time, node[i, TIME])
 
-# %% ../../nbs/scheduling/08_placing.ipynb #fbf7b9db
+# %% ../../nbs/scheduling/08_placing.ipynb #b64ae795
 @njit(cache=True, nogil=True)
 def serve(o, start, end, op, table, need, node, level, finger, limit):
     "`start`, if the needs of operation `o` can be served until `end` (SERVED says by whom); else when to try next."
@@ -290,7 +290,7 @@ def _relief(first, last, start, end, table, need, node, level, finger, limit):
         latest = max(latest, earliest)
     return latest if latest > start else following
 
-# %% ../../nbs/scheduling/08_placing.ipynb #aa7e360e
+# %% ../../nbs/scheduling/08_placing.ipynb #91570619
 @njit(cache=True, nogil=True)
 def setup_time(m, before, after, machine, table):
     at = machine[m, SETUPS]
@@ -375,7 +375,7 @@ def find(o, m, duration, time, append, op, machine, table, need, change, node, l
             return later, later, after
         time = later
 
-# %% ../../nbs/scheduling/08_placing.ipynb #072437b0
+# %% ../../nbs/scheduling/08_placing.ipynb #4090b1e4
 @njit(cache=True, nogil=True)
 def put(o, k, start, end, after, op, machine, mode, table, need, change, node, level, finger, limit):
     "Operation `o` is done in mode `k` then."
@@ -430,7 +430,7 @@ def lift(o, op, machine, need, change, node, level, finger):
         give_back(np.int64(change[u, MATERIAL]), end, NEVER, change[u, QUANTITY], node, level, finger)
     op[o, START] = -1
 
-# %% ../../nbs/scheduling/08_placing.ipynb #5927d5da
+# %% ../../nbs/scheduling/08_placing.ipynb #fbbd8c61
 @njit(cache=True, nogil=True)
 def ready_at(o, m, op, job, machine, table):
     "When the part of operation `o` can be at machine `m`."
@@ -452,16 +452,18 @@ def best_mode(o, chosen, append, op, job, machine, mode, table, need, change, no
     "(mode, start, end, after) with the earliest end; mode -1: too late by `start` in the best, NEVER if not at all."
     found, best_start, best_end, best_after, short = -1, NEVER, NEVER, -1, NEVER
     latest, fixed = latest_start(o, op, job), NEVER
+    op[o, SOONEST] = NEVER
     follows = op[o + 1, JOB] == op[o, JOB] and op[o + 1, FIXED_ON] >= 0
     for k in range(op[o, MODES], op[o + 1, MODES]) if chosen < 0 else range(chosen, chosen + 1):
         m, duration = mode[k, MACHINE], mode[k, DURATION]
         ready = ready_at(o, m, op, job, machine, table)
         if ready > latest and o > job[op[o, JOB], FIRST]:
             continue
-        ready = max(ready, op[o, EARLIEST], op[o, BOUND])
+        ready = max(ready, op[o, EARLIEST], op[o, BOUND], op[o, HOPE])
         start, end, after = find(
             o, m, duration, ready, append, op, machine, table, need, change, node, level, finger, limit
         )
+        op[o, SOONEST] = min(op[o, SOONEST], start)
         if follows:
             fixed = op[o + 1, FIXED_AT] - table[machine[m, TRAVEL] + op[o + 1, FIXED_ON]]
         if start >= NEVER or end > fixed:
@@ -472,7 +474,7 @@ def best_mode(o, chosen, append, op, job, machine, mode, table, need, change, no
             found, best_start, best_end, best_after = k, start, end, after
     return found, best_start if found >= 0 else short, best_end, best_after
 
-# %% ../../nbs/scheduling/08_placing.ipynb #29664947
+# %% ../../nbs/scheduling/08_placing.ipynb #658ef384
 TRIES = 5000  # how often a chain is moved before it is given up
 
 
@@ -508,7 +510,7 @@ def place(o, chosen, append, op, job, machine, mode, table, need, change, node, 
             op[i, BOUND] = 0
     return last + 1 - first
 
-# %% ../../nbs/scheduling/08_placing.ipynb #7311f209
+# %% ../../nbs/scheduling/08_placing.ipynb #60d9a9cd
 @njit(cache=True, nogil=True)
 def wipe(op, job, machine):
     "Take everything off the board; its profiles are put back by the caller."
@@ -516,7 +518,7 @@ def wipe(op, job, machine):
         machine[m, HEAD] = machine[m, TAIL] = -1
         machine[m, FREE], machine[m, SET_UP] = machine[m, FREE_FIRST], machine[m, SET_UP_FIRST]
     for o in range(len(op)):
-        op[o, START], op[o, BOUND] = -1, 0
+        op[o, START], op[o, BOUND], op[o, HOPE] = -1, 0, 0
     for j in range(len(job)):
         job[j, TO_DO] = job[j, FIRST]
 

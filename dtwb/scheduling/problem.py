@@ -934,6 +934,7 @@ def verify(
 def violations(
     problem: Problem,
     solution: Solution,
+    values: bool = True,  # what it says of its objective counts too
 ) -> list[str]:  # one sentence each
     "Every rule that `solution` breaks."
     n = len(problem.operations)
@@ -948,7 +949,7 @@ def violations(
     plan = _Plan.of(problem, solution)
     for check in (_check_jobs, _check_waits, _check_sequences, _check_batches, _check_ends):
         found += check(plan)
-    for check in (_check_buffers, _check_materials, _check_resources, _check_value):
+    for check in (_check_buffers, _check_materials, _check_resources, *([_check_value] if values else [])):
         found += check(problem, solution)
     return found or list(_check_moves(problem, solution))
 
@@ -1242,7 +1243,7 @@ def _check_moves(problem: Problem, solution: Solution) -> Iterator[str]:
 def _stuck(
     problem: Problem, solution: Solution, time: int, moving: list[int], stays: list[tuple[int, int, int, int]]
 ) -> list[int]:
-    "The operations whose parts cannot set out at `time`, one after the other."
+    "The operations whose parts cannot set out at `time`, in whatever order."
     level, frees = Counter(), {}  # places taken; operation -> place that it frees when it starts now
     for b, since, until, o in stays:
         if since < time < until:
@@ -1250,21 +1251,43 @@ def _stuck(
         elif since < time == until == solution.starts[o]:
             level[b] += 1
             frees[o] = b
-    setting_out = set(moving)
-    while setting_out:
+    todo, seen, left = [(frozenset(moving), level, frees)], set(), frozenset(moving)
+    while todo and len(seen) < 2000:
+        setting_out, level, frees = _move_on(problem, solution, time, *todo.pop())
+        if not setting_out:
+            return []
+        left = min(left, setting_out, key=len)
+        state = setting_out, frozenset(frees)
+        if state not in seen:  # a place that not all can have: let each try it first
+            seen.add(state)
+            for o in sorted(setting_out, reverse=True):
+                b = problem.machines[solution.machines[o]].buffer
+                if b is not None and level[b] < problem.buffers[b].capacity:
+                    takes = frees | ({o: b} if solution.starts[o] == time else {})
+                    todo.append((setting_out - {o}, level + Counter([b]), takes))
+    return sorted(left)
+
+
+def _move_on(
+    problem: Problem, solution: Solution, time: int, setting_out: frozenset[int], level: Counter, frees: dict[int, int]
+) -> tuple[frozenset[int], Counter, dict[int, int]]:
+    "Let parts set out that take nothing from others: straight onto their machines, or where all have places."
+    level, frees = Counter(level), dict(frees)
+    while True:
         standing = Counter(solution.machines[o - 1] for o in setting_out)
         for o in [o for o in frees if o not in setting_out and not standing[solution.machines[o]]]:
             level[frees.pop(o)] -= 1
+        wanted = Counter(problem.machines[solution.machines[o]].buffer for o in setting_out)
         for o in sorted(setting_out):
             m, now = solution.machines[o], solution.starts[o] == time
             b = problem.machines[m].buffer
             if now and standing[m] == (solution.machines[o - 1] == m):
                 break  # straight onto its machine
-            if b is None or level[b] < problem.buffers[b].capacity:
+            if b is None or level[b] + wanted[b] <= problem.buffers[b].capacity:
                 level[b] += 1
-                frees |= {o: b} if now else {}
+                if now and b is not None:
+                    frees[o] = b
                 break
         else:
-            return sorted(setting_out)
-        setting_out.discard(o)
-    return []
+            return setting_out, level, frees
+        setting_out -= {o}

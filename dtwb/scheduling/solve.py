@@ -173,7 +173,7 @@ def _in_good_time(problem: Problem, first: Solution, **options: Any) -> Solution
     strict = replace(problem, jobs=jobs)
     arrays = first.starts, first.ends, first.machines, first.leaves, first.resources
     start = Solution.of(strict, "flow_time", *arrays, method=first.method)
-    options |= {"reference": None, "stability": None, "callback": None}
+    options |= {"reference": None, "stability": None, "on_solution": None}
     found = solve_cpsat(strict, "flow_time", hint=start, **options)
     how = f"nothing is late; total flow time {found.objective:g} ticks: {found.how}"
     return replace(
@@ -232,8 +232,10 @@ def solve(
     if method == "cpsat":
         share = min(time_limit / 2, max(1.0, time_limit / 4))  # of the time, for the rules
         first = first_plan(problem, objective, share, hint, reference, stability, keep)
+    if first is not None and callback:
+        callback(first)
     left = max(0.05, time_limit - (time.perf_counter() - began))
-    options: dict[str, Any] = {"seed": seed, "workers": workers, "callback": callback, "stop": stop}
+    options: dict[str, Any] = {"seed": seed, "workers": workers, "on_solution": callback, "stop": stop}
     options |= {"time_limit": left, "reference": reference, "stability": stability, "keep": keep}
     try:
         solution = METHODS[method](problem, objective, first, **options)
