@@ -1018,8 +1018,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'dtwb/scheduling/pictures.py'),
                                           'dtwb.scheduling.pictures.front_table': ( 'scheduling/pictures.html#front_table',
                                                                                     'dtwb/scheduling/pictures.py'),
-                                          'dtwb.scheduling.pictures.is_efficient': ( 'scheduling/pictures.html#is_efficient',
-                                                                                     'dtwb/scheduling/pictures.py'),
                                           'dtwb.scheduling.pictures.machine_states': ( 'scheduling/pictures.html#machine_states',
                                                                                        'dtwb/scheduling/pictures.py'),
                                           'dtwb.scheduling.pictures.plot_difference': ( 'scheduling/pictures.html#plot_difference',

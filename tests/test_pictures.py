@@ -18,7 +18,6 @@ from dtwb.scheduling.critical import closed_times, critical_links, critical_path
 from dtwb.scheduling.gantt import gantt, lanes
 from dtwb.scheduling.pictures import (
     changes,
-    is_efficient,
     machine_states,
     plot_difference,
     plot_pareto,
@@ -175,17 +174,6 @@ def test_changes_agree_with_the_difference(old, new):
     assert len(keys.get("gone", ())) == len(old) - known.common and len(keys.get("new", ())) == len(new) - known.common
     assert np.isclose(table["shift"].abs().sum(), known.total_shift)
     hv.render(plot_difference(old, new), backend="bokeh")
-
-
-@settings(deadline=None)
-@given(values=st.lists(st.tuples(*[st.integers(0, 4)] * 3), max_size=12))
-def test_efficient_is_what_nothing_beats(values):
-    def beats(a, b):
-        return all(x <= y for x, y in zip(a, b)) and a != b
-
-    assert is_efficient(np.array(values).reshape(-1, 3)).tolist() == [
-        not any(beats(a, b) for a in values) for b in values
-    ]
 
 
 # What is drawn
