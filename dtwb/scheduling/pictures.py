@@ -102,7 +102,7 @@ def plot_progress(
                 line = _steps(values.time, values[column], end)
                 label = name if column == "objective" else f"{name}, bound"
                 style = {"color": colour[name], "line_dash": dash, "line_width": 2 if column == "objective" else 1.4}
-                layers.append(hv.Curve(line, "time", column, label=label).opts(**style, hooks=[named(label)]))
+                layers.append(hv.Curve(line, "time", column).opts(**style, hooks=[named(label)]))
         layers.append(_dots(found, colour[name]))
     ends = [name for n in names for name in (n, f"{n}, bound")]
     return _plain(layers, "time (s)", _what(runs), title, width, height, [legend_above(*ends)], xlim=(0, end))
