@@ -10,14 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from problems import CLASSIC, problems
+from ortools.sat.python import cp_model
+from problems import CLASSIC, objectives, problems
 
 from dtwb.core.errors import ScheduleError
-from dtwb.scheduling.cpsat import solve_cpsat
+from dtwb.scheduling.cpsat import build_model, parameters, solve_cpsat
 from dtwb.scheduling.problem import (
+    REGULAR,
     Problem,
+    ProblemJob,
+    ProblemMachine,
+    ProblemMode,
+    ProblemOperation,
     Solution,
     objective_value,
     verify,
@@ -103,6 +109,73 @@ def test_cpsat_is_verified_and_no_worse_than_any_rule(problem, objective):
     solution = solve_cpsat(problem, objective, time_limit=5, hint=first)
     verify(problem, solution)
     assert solution.objective <= first.objective
+
+
+@given(problems(jobs=5, operations=4), objectives())
+@settings(quick, max_examples=100)
+def test_cpsat_respects_everything_and_a_plan_is_a_whole_hint(problem, objective):
+    try:
+        solution = solve_cpsat(problem, objective, time_limit=5)
+    except ScheduleError as e:
+        assert "no solution" in str(e)
+        return
+    verify(problem, solution)
+    assert solution.bound is None or solution.bound <= solution.objective + 1e-9
+    model = build_model(problem, objective, solution)
+    hinted, variables = set(model.cp.proto.solution_hint.vars), model.cp.proto.variables
+    assert all(i in hinted or len(set(x.domain)) == 1 for i, x in enumerate(variables))
+    solver = parameters(problem, 20, 0, 1)
+    solver.parameters.fix_variables_to_their_hinted_value = True
+    assert solver.solve(model.cp) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    assert solver.objective_value / model.scale == pytest.approx(solution.objective, abs=1e-6 + 2 * model.rounding)
+
+
+@given(problems(), objectives(REGULAR), st.sampled_from(REGULAR))
+@settings(quick, max_examples=40)
+def test_cpsat_keeps_limits_and_what_is_to_stay(problem, objective, other):
+    try:
+        first = solve_cpsat(problem, other, time_limit=5)
+    except ScheduleError:
+        return
+    o = len(first.starts) - 1
+    stays, limits = {o: (first.machines[o], first.starts[o])}, {other: first.objective}
+    solution = solve_cpsat(problem, objective, time_limit=5, keep=stays, limits=limits, hint=first)
+    verify(problem, solution)
+    assert (solution.machines[o], solution.starts[o]) == stays[o]
+    assert objective_value(problem, other, solution.starts, solution.ends, solution.machines) <= first.objective + 1e-6
+
+
+def test_cpsat_says_what_it_knows_while_it_searches_and_can_be_repeated():
+    problem = Problem(
+        tuple(
+            ProblemJob(
+                f"j{j}",
+                tuple(
+                    ProblemOperation(f"o{k}", (ProblemMode((j * k + k) % 5, 1 + (7 * j + 3 * k) % 9),))
+                    for k in range(5)
+                ),
+            )
+            for j in range(8)
+        ),
+        tuple(ProblemMachine(f"m{m}") for m in range(5)),
+    )
+    told, plans, bounds = [], [], []
+    again = [
+        solve_cpsat(
+            problem,
+            time_limit=60,
+            work_limit=2.0,
+            callback=lambda *now: told.append(now),
+            on_solution=plans.append,
+            on_bound=bounds.append,
+        )
+        for _ in range(2)
+    ]
+    assert again[0].starts == again[1].starts and again[0].bound == again[1].bound
+    first = told[: len(told) // 2]
+    assert [t for t, *_ in first] == sorted(t for t, *_ in first)
+    assert [value for _, value, _ in first] == sorted((value for _, value, _ in first), reverse=True)
+    assert plans[0].objective == again[0].trace[0][1] and max(bounds) <= again[0].objective
 
 
 # --- exact -----------------------------------------------------------------------------------------------------------
@@ -197,6 +270,129 @@ def test_cpsat_equals_brute_force_over_times(problem):
         assert solution.status == "optimal" or problem.buffers
         least = all_times(problem, int(solution.objective))
         assert least == solution.objective
+
+
+# --- exact, with everything ------------------------------------------------------------------------------------------
+
+
+def worked_until(machine, start, duration, closing):
+    "The end of work, tick by tick; None: it may not start then."
+
+    def is_open(t):
+        return machine.windows is None or any(a <= t < b for a, b in machine.windows)
+
+    if not is_open(start):
+        return None
+    if closing == "fit" and not all(is_open(t) for t in range(start, start + duration)):
+        return None
+    t = start
+    while duration:
+        duration -= closing != "pause" or is_open(t)
+        t += 1
+        if t > 500:
+            return None
+    return t
+
+
+def grid_ends(problem, starts, machines):
+    "The ends of all operations; a batch lasts as long as its slowest member. None: something may not start then."
+    ends = []
+    for o, (m, start) in enumerate(zip(machines, starts)):
+        machine, step = problem.machines[m], problem.operation(o)
+        together = [o]
+        if machine.batch_capacity > 1 or problem.is_started(o):
+            together = [
+                i
+                for i in range(len(starts))
+                if (machines[i], starts[i], problem.is_started(i)) == (m, start, problem.is_started(o))
+            ]
+        lasts = max(problem.duration(i, m) for i in together)
+        if problem.is_started(o) and step.closing != "pause":
+            ends.append(start + lasts)
+            continue
+        if problem.is_started(o):  # under way: the machine may be closed just now
+            always = replace(machine, windows=((-1, 0), *machine.windows)) if machine.windows else machine
+            ends.append(worked_until(always, -1, lasts + 1, "pause") if lasts else 0)
+        else:
+            ends.append(worked_until(machine, start, lasts, step.closing))
+        if ends[-1] is None:
+            return None
+    return tuple(ends)
+
+
+def naive_value(problem, objective, starts, ends, machines):
+    "Each term by its definition, tick by tick and job by job."
+    last = [ends[i - 1] for i in problem.first[1:]]
+    late = [max(0, end - job.due) if job.due is not None else 0 for job, end in zip(problem.jobs, last)]
+    slots = {}  # (machine, start, end, who) -> (family, closing)
+    for o, m in enumerate(machines):
+        started, step = problem.is_started(o), problem.operation(o)
+        alone = problem.machines[m].batch_capacity == 1 and not started
+        slots[m, not started, starts[o], ends[o], o if alone else -1] = step.family, step.closing
+    setup = energy = 0.0
+    for m, machine in enumerate(problem.machines):
+        family = machine.family
+        for (at, waits, start, end, _), (following, closing) in sorted(slots.items()):
+            if at != m:
+                continue
+            setup += machine.setup(family, following) if waits else 0
+            family = following
+            for t in range(start, end):
+                closed = machine.windows is not None and not any(a <= t < b for a, b in machine.windows)
+                price = [price for since, price in problem.tariff if since <= t][-1:] or [0.0]
+                energy += 0.0 if closed and closing == "pause" else machine.power * price[0] * problem.tick / 3600
+    terms = {
+        "makespan": max(last),
+        "total_tardiness": sum(late),
+        "weighted_tardiness": sum(job.weight * t for job, t in zip(problem.jobs, late)),
+        "number_late": sum(t > 0 for t in late),
+        "flow_time": sum(end - job.release for job, end in zip(problem.jobs, last)),
+        "setup_time": setup,
+        "energy_cost": energy,
+    }
+    return sum(weight * terms[name] for name, weight in objective.terms.items())
+
+
+def grid_best(problem, objective, limit):
+    "The least value over every choice of machines, starts, leaves and resources up to `limit`, judged by `violations`."
+    n, best = len(problem.operations), None
+    served = [
+        list(itertools.product(*(problem.servers[name] for name, _ in problem.operation(o).needs))) for o in range(n)
+    ]
+    for chosen in itertools.product(*(problem.operation(o).modes for o in range(n))):
+        machines = tuple(mode.machine for mode in chosen)
+        for starts in itertools.product(*([0] if problem.is_started(o) else range(limit + 1) for o in range(n))):
+            ends = grid_ends(problem, starts, machines)
+            if ends is None or max(ends) > limit:
+                continue
+            value = naive_value(problem, objective, starts, ends, machines)
+            if best is not None and value >= best - 1e-9:
+                continue
+            for leaves in itertools.product(*(_leaves(problem, o, starts, ends, machines) for o in range(n))):
+                for who in itertools.product(*served) if problem.resources else [()]:
+                    plan = Solution(problem, starts, ends, machines, leaves, value, str(objective), resources=who)
+                    if best is None or value < best - 1e-9:
+                        if not violations(problem, plan):
+                            best = value
+    return best
+
+
+@given(problems(jobs=3, operations=2, machines=2), objectives())
+@settings(quick, max_examples=120)
+def test_cpsat_equals_brute_force_over_everything(problem, objective):
+    n = len(problem.operations)
+    assume(n <= 3)
+    try:
+        solution = solve_cpsat(problem, objective, time_limit=20, workers=1)
+    except ScheduleError as e:
+        assert "there is no solution" in str(e)
+        assert grid_best(problem, objective, {1: 40, 2: 20, 3: 9}[n]) is None
+        return
+    verify(problem, solution)
+    assert solution.status == "optimal" or problem.buffers
+    if max(solution.ends) ** n < 3000:
+        best = grid_best(problem, objective, max(solution.ends))
+        assert best == pytest.approx(solution.objective)
 
 
 # --- every mutation is noticed ---------------------------------------------------------------------------------------

@@ -795,6 +795,7 @@ class _Paid:
     model: Model
     tariff: list[tuple[int, int]]  # (from tick, price)
     known: dict[Any, Any] = field(default_factory=dict)
+    segments: dict[Any, list[tuple[Line, Any]]] = field(default_factory=dict)
     cut: dict[int | None, list[Line]] = field(default_factory=dict)
 
     def lines(self, m: int | None) -> list[Line]:
@@ -833,6 +834,7 @@ class _Paid:
                 _within(model, time, [[since, until - 1]], choices[-1])
                 model.cp.add(paid == base + slope * (time - since)).only_enforce_if(choices[-1])
             model.cp.add_exactly_one(choices)
+            self.segments[key] = list(zip(lines, choices))
             self.known[key] = paid
         return self.known[key]
 
@@ -841,15 +843,33 @@ class _Paid:
         by = m if _pauses(model.problem, o, m) else None
         spent = self.until(o, True, by) - self.until(o, False, by)
         most = _line(self.lines(by), max(model.lasts))
-        if slot.literal is True:
-            return spent, most
         begun, ended, hinted = model.given("starts", o), model.given("ends", o), None
         if begun is not None and ended is not None:
             hinted = _line(self.lines(by), ended) - _line(self.lines(by), begun)
-            hinted *= model.hinted[slot.literal.index]
+            hinted *= 1 if slot.literal is True else model.hinted[slot.literal.index]
         cost = model.number(0, most, f"cost_{o}_{m}", hinted)
         model.cp.add(cost >= spent).only_enforce_if(slot.literal)
+        least = self.least(o, m, by)
+        for (_, literal), price in zip(self.segments[o, False, by], least) if slot.literal is True else ():
+            model.cp.add(cost >= price).only_enforce_if(literal)
+        model.cp.add(cost >= min(least)).only_enforce_if(slot.literal)
         return cost, most
+
+    def least(self, o: int, m: int, by: int | None) -> list[int]:
+        "The least that operation `o` costs on machine `m`, by the segment in which it starts; a bound that helps much."
+        duration, lines, found = self.model.problem.duration(o, m) or 0, self.lines(by), []
+        for i, (since, _, _) in enumerate(lines):
+            if by is not None:
+                found.append(duration * min(price for until, price in self.tariff_from(since)))
+                continue
+            until = lines[i + 1][0] - 1 if i + 1 < len(lines) else max(since, max(self.model.lasts))
+            bends = [since, until, *(t - duration for t, *_ in lines if since < t - duration < until)]
+            found.append(min(_line(lines, t + duration) - _line(lines, t) for t in bends))
+        return found
+
+    def tariff_from(self, time: int) -> list[tuple[int, int]]:
+        now = max(i for i, (since, _) in enumerate(self.tariff) if since <= time)
+        return self.tariff[now:]
 
 # %% ../../nbs/scheduling/20_cpsat.ipynb #2c98c090
 LARGEST = 2.0**53  # of an objective in whole numbers, so that it is exact in floats too

@@ -6,7 +6,7 @@
 __all__ = ['MAKESPAN', 'TOTAL_TARDINESS', 'WEIGHTED_TARDINESS', 'NUMBER_LATE', 'FLOW_TIME', 'SETUP_TIME', 'ENERGY_COST',
            'STABILITY', 'decode', 'value_on', 'Decoder']
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #941c1dad
+# %% ../../nbs/scheduling/14_decoder.ipynb #e12d44ba
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from numba import njit
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .arrays import PAUSE
-from .generators import Desk, solution_on
+from .generators import Desk, longest, solution_on
 from dtwb.scheduling.placing import (
     AFTER,
     DEADLINE,
@@ -48,7 +48,7 @@ from dtwb.scheduling.placing import (
 from .placing import CLOSING as CLOSING_OF
 from .problem import OBJECTIVES, Objective, Problem, Solution, Stability, planned, weights_of
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #a692d98a
+# %% ../../nbs/scheduling/14_decoder.ipynb #2ee299ec
 @njit(cache=True, nogil=True)
 def decode(
     order,  # jobs, each as often as it has operations
@@ -69,7 +69,7 @@ def decode(
     limit,  # see Board, wiped
 ) -> bool:  # could everything be planned?
     "Fill the board in this order."
-    if not begin(fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit):
+    if not begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, node, level, finger, limit):
         return False
     missing, again = True, True
     while missing and again:
@@ -92,7 +92,7 @@ def decode(
             return False
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #62b8b843
+# %% ../../nbs/scheduling/14_decoder.ipynb #a1ec1536
 (MAKESPAN, TOTAL_TARDINESS, WEIGHTED_TARDINESS, NUMBER_LATE, FLOW_TIME, SETUP_TIME, ENERGY_COST, STABILITY) = range(8)
 
 
@@ -178,7 +178,7 @@ def _paid(until, price_time, price):
             paid += price[i] * (end - price_time[i])
     return paid
 
-# %% ../../nbs/scheduling/14_decoder.ipynb #4ac1d3ca
+# %% ../../nbs/scheduling/14_decoder.ipynb #c0ed0d33
 @dataclass
 class Decoder:
     "Makes plans for a problem from orders, and values them; for one thread."
@@ -228,8 +228,13 @@ class Decoder:
         desk.clear()
         if not decode(order, chosen, appended, desk.fixed, desk.urgent, *board):
             return math.inf
-        value, late = value_on(*self.worth, board.op, board.job, board.machine, board.table)
+        value, late = self.value_now()
         return value + self.penalty * late
+
+    def value_now(self) -> tuple[float, float]:  # value, ticks after deadlines
+        "What the plan on the board is worth."
+        board = self.desk.board
+        return value_on(*self.worth, board.op, board.job, board.machine, board.table)
 
     def solution(self, **more) -> Solution:  # raises ScheduleError if a deadline is missed
         "What is on the board."
@@ -244,9 +249,9 @@ class Decoder:
         return solution_on(self.desk, self.objective, self.reference, self.stability, **more)
 
     def order_of(self, starts: Sequence[int]) -> np.ndarray:
-        "The order of a plan: jobs by when their operations start."
+        "The order of a plan: jobs by when their operations start, of those that start together the longest first."
         a = self.desk.arrays
-        return a.op_job[np.lexsort((np.arange(a.operations), np.asarray(starts)))].astype(np.int64)
+        return a.op_job[np.lexsort((np.arange(a.operations), -longest(a), np.asarray(starts)))].astype(np.int64)
 
     def modes_of(self, machines: Sequence[int]) -> np.ndarray:
         "The modes of a plan."

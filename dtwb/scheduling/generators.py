@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GENERATOR_RULES', 'SPT', 'LPT', 'WSPT', 'MWKR', 'LWKR', 'MOR', 'LOR', 'EDD', 'SLACK', 'CR', 'MDD', 'ATC', 'ATCS',
            'FIFO', 'RANK', 'RANDOM', 'LOOK_AHEAD', 'WHO', 'HOW', 'LONG', 'THERE', 'NOW', 'DONE', 'priority', 'covers',
-           'Desk', 'generate', 'generated', 'solution_on']
+           'Desk', 'longest', 'generate', 'generated', 'solution_on']
 
-# %% ../../nbs/scheduling/12_generators.ipynb #57be20d6
+# %% ../../nbs/scheduling/12_generators.ipynb #4ffee650
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from numba import njit
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .arrays import NEVER, Arrays, to_arrays
-from .placing import CLOSING as CLOSING_OF
 from dtwb.scheduling.placing import (
+    AFTER,
+    BEFORE,
     DUE,
     DURATION,
     EARLIEST,
@@ -29,8 +30,10 @@ from dtwb.scheduling.placing import (
     FIXED_AT,
     FIXED_ON,
     FREE,
+    HEAD,
     HOPE,
     JOB,
+    LEADER,
     MACHINE,
     MAKES,
     MODE,
@@ -57,9 +60,10 @@ from dtwb.scheduling.placing import (
     to_board,
     wipe,
 )
+from .placing import CLOSING as CLOSING_OF
 from .problem import Objective, Problem, Solution, Stability
 
-# %% ../../nbs/scheduling/12_generators.ipynb #dce17f8c
+# %% ../../nbs/scheduling/12_generators.ipynb #cbfdc956
 GENERATOR_RULES = (
     "spt", "lpt", "wspt", "mwkr", "lwkr", "mor", "lor", "edd", "slack", "cr", "mdd", "atc", "atcs", "fifo", "rank",
     "random",
@@ -102,7 +106,7 @@ def priority(rule, duration, now, there, setup, work, steps, due, weight, rank, 
         return -weight / max(1.0, duration) * math.exp(-min(spare, 500.0))
     return rank
 
-# %% ../../nbs/scheduling/12_generators.ipynb #bc6cd986
+# %% ../../nbs/scheduling/12_generators.ipynb #b0eeee80
 def covers(
     problem: Problem,
 ) -> bool:
@@ -137,7 +141,7 @@ class Desk:
         blank = board.node.copy(), board.level.copy(), board.finger.copy()
         fixed = np.flatnonzero(board.op[:-1, FIXED_ON] >= 0)
         at = np.where(a.op_started[fixed], -1, board.op[fixed, FIXED_AT])
-        fixed = fixed[np.lexsort((-_longest(a)[fixed], at))] if len(fixed) else fixed
+        fixed = fixed[np.lexsort((-longest(a)[fixed], at))] if len(fixed) else fixed
         heads = np.zeros(a.operations, bool)
         heads[a.job_first[:-1]] = True
         heads[1:] |= board.op[: a.operations - 1, FIXED_ON] >= 0
@@ -156,7 +160,8 @@ class Desk:
         wipe(self.board.op, self.board.job, self.board.machine)
 
 
-def _longest(a: Arrays) -> np.ndarray:
+def longest(a: Arrays) -> np.ndarray:  # (operations,) ticks
+    "The duration of the slowest mode of each operation."
     return np.maximum.reduceat(a.mode_duration, a.mode_ptr[:-1]) if a.operations else np.zeros(0, np.int64)
 
 
@@ -175,7 +180,7 @@ def _means(a: Arrays) -> tuple[float, float]:
         1.0, float(setups.mean()) if len(setups) else 1.0
     )
 
-# %% ../../nbs/scheduling/12_generators.ipynb #593edc43
+# %% ../../nbs/scheduling/12_generators.ipynb #90c755db
 (WHO, HOW, LONG, THERE, NOW, DONE) = range(6)  # columns of a line
 
 
@@ -212,10 +217,12 @@ def _queue_up(
 @njit(cache=True, nogil=True)
 def _next_on(o, m, duration, there, op, machine, table):
     "Start and end on machine `m`, behind what is on it."
-    start = max(there, machine[m, FREE])
+    last = machine[m, TAIL]
+    free = machine[m, FREE] if last < 0 else op[last, END]
     if machine[m, SETUPS] >= 0:
-        setup = setup_time(m, machine[m, SET_UP], op[o, FAMILY], machine, table)
-        start = max(there, machine[m, FREE] + setup)
+        before = machine[m, SET_UP] if last < 0 else op[last, FAMILY]
+        free += setup_time(m, before, op[o, FAMILY], machine, table)
+    start = max(there, free)
     return open_from(m, start, duration, op[o, CLOSING_OF], machine, table)
 
 
@@ -226,13 +233,14 @@ def _look_again(
     "Work out again what waits for machine `m`; some may go to another one."
     top[m] = NEVER
     single, simple = len(mode) == len(op) - 1, machine[m, SETUPS] < 0 and machine[m, OPENS] < 0
+    free = machine[m, FREE] if machine[m, TAIL] < 0 else op[machine[m, TAIL], END]
     i, last = begins[m], begins[m] + length[m] - 1
     while i <= last:
         j = line[i, WHO]
         o = job[j, TO_DO]
         if plain and single:
             if simple:
-                line[i, NOW] = max(line[i, THERE], machine[m, FREE])
+                line[i, NOW] = max(line[i, THERE], free)
                 line[i, DONE] = line[i, NOW] + line[i, LONG]
             else:
                 line[i, NOW], line[i, DONE] = _next_on(o, m, line[i, LONG], line[i, THERE], op, machine, table)
@@ -252,7 +260,7 @@ def _look_again(
             last += 1
             i += 1
 
-# %% ../../nbs/scheduling/12_generators.ipynb #f2a6f3ae
+# %% ../../nbs/scheduling/12_generators.ipynb #5b9c9fc0
 @njit(cache=True, nogil=True)
 def _choose(m, line, rule, delay, rank, work, steps, weight, means, top, begins, length, op, job, machine, table):
     "The row of what goes first on machine `m`."
@@ -311,9 +319,9 @@ def generate(
     limit,  # see Board
 ) -> bool:  # could everything be planned?
     "Fill the board by a rule."
-    if not begin(fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit):
-        return False
     machines, free_choice = len(machine) - 1, np.zeros(0, np.int64)
+    if not begin(fixed, urgent, free_choice, op, job, machine, mode, table, need, change, node, level, finger, limit):
+        return False
     top, length, begins = np.full(machines, NEVER), np.zeros(machines, np.int64), np.zeros(machines + 1, np.int64)
     for k in range(len(mode)):
         begins[mode[k, MACHINE] + 1] += 1
@@ -378,7 +386,12 @@ def generate(
         line[i] = line[begins[m] + length[m]]
         if plain:
             op[o, START], op[o, END], op[o, ON], op[o, MODE] = now, done, m, k
-            machine[m, FREE], machine[m, SET_UP] = done, op[o, FAMILY]
+            op[o, LEADER], op[o, BEFORE], op[o, AFTER] = o, machine[m, TAIL], -1
+            if machine[m, TAIL] >= 0:
+                op[machine[m, TAIL], AFTER] = o
+            else:
+                machine[m, HEAD] = o
+            machine[m, TAIL] = o
             job[j, TO_DO] += 1
         elif place(o, free_choice, False, op, job, machine, mode, table, need, change, node, level, finger, limit):
             skip_done(j, op, job)
@@ -454,7 +467,7 @@ def generate(
             )
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/12_generators.ipynb #16b27918
+# %% ../../nbs/scheduling/12_generators.ipynb #9b61693c
 def generated(
     desk: Desk,
     rule: str = "mwkr",  # one of GENERATOR_RULES

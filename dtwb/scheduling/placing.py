@@ -12,7 +12,7 @@ __all__ = ['JOB', 'FAMILY', 'CLOSING', 'WAIT', 'STARTED', 'MODES', 'USES', 'MAKE
            'stocked_from', 'serve', 'setup_time', 'open_from', 'slot', 'find', 'put', 'lift', 'ready_at',
            'latest_start', 'best_mode', 'place', 'wipe', 'begin', 'skip_done', 'is_kept']
 
-# %% ../../nbs/scheduling/08_placing.ipynb #ddf00c27
+# %% ../../nbs/scheduling/08_placing.ipynb #04d2ce50
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from numba import njit
 from .arrays import FIT, NEVER, OVERRUN, to_arrays
 from .problem import Problem
 
-# %% ../../nbs/scheduling/08_placing.ipynb #66179ee0
+# %% ../../nbs/scheduling/08_placing.ipynb #dfac3ada
 # columns of Board.op; from START on they are the plan
 (JOB, FAMILY, CLOSING, WAIT, STARTED, MODES, USES, MAKES, NEEDS, EARLIEST, FIXED_ON, FIXED_AT) = range(12)
 (START, END, ON, MODE, BEFORE, AFTER, MEMBERS, LEADER, LASTS, BOUND, SOONEST, HOPE) = range(12, 24)
@@ -51,7 +51,7 @@ class Board(NamedTuple):
     finger: np.ndarray  # (profiles + 1,) int64, where each was looked at last; at the end, the first free node
     limit: np.ndarray  # (profiles,) float64: units of a resource; of a material, -1
 
-# %% ../../nbs/scheduling/08_placing.ipynb #de63914c
+# %% ../../nbs/scheduling/08_placing.ipynb #cbd654cc
 def to_board(
     problem: Problem,
     earliest: dict[int, int] | None = None,  # operation -> ticks, it does not start before
@@ -117,7 +117,7 @@ def _resumed(problem: Problem, o: int) -> int:  # ticks
     ends = [problem.machines[m].resumed_end(x.modes[0].duration, x.closing) for x in together]
     return max(NEVER if end is None else end for end in ends)
 
-# %% ../../nbs/scheduling/08_placing.ipynb #159679ba
+# %% ../../nbs/scheduling/08_placing.ipynb #42f059dd
 def _machine_rows(a, table: _Table) -> np.ndarray:
     m, families = a.machines, a.setup_row.shape[1]
     machine = np.zeros((m + 1, 13), np.int64)
@@ -152,7 +152,7 @@ def _profiles(a, n: int, more: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             take(i, a.arrival_time[k], NEVER, a.arrival_quantity[k], node, level, finger)
     return node, level, finger
 
-# %% ../../nbs/scheduling/08_placing.ipynb #d19978a4
+# %% ../../nbs/scheduling/08_placing.ipynb #cb01df11
 @njit(cache=True, nogil=True)
 def seek(profile, time, node, finger):
     "The last node of the profile that is not after `time`."
@@ -243,7 +243,7 @@ def stocked_from(profile, time, quantity, node, level):
         i = node[i, PREVIOUS]
     return max(time, node[i, TIME])
 
-# %% ../../nbs/scheduling/08_placing.ipynb #b64ae795
+# %% ../../nbs/scheduling/08_placing.ipynb #d2713abf
 @njit(cache=True, nogil=True)
 def serve(o, start, end, op, table, need, node, level, finger, limit):
     "`start`, if the needs of operation `o` can be served until `end` (SERVED says by whom); else when to try next."
@@ -290,7 +290,7 @@ def _relief(first, last, start, end, table, need, node, level, finger, limit):
         latest = max(latest, earliest)
     return latest if latest > start else following
 
-# %% ../../nbs/scheduling/08_placing.ipynb #91570619
+# %% ../../nbs/scheduling/08_placing.ipynb #9ca3df18
 @njit(cache=True, nogil=True)
 def setup_time(m, before, after, machine, table):
     at = machine[m, SETUPS]
@@ -375,7 +375,7 @@ def find(o, m, duration, time, append, op, machine, table, need, change, node, l
             return later, later, after
         time = later
 
-# %% ../../nbs/scheduling/08_placing.ipynb #4090b1e4
+# %% ../../nbs/scheduling/08_placing.ipynb #8f3e901b
 @njit(cache=True, nogil=True)
 def put(o, k, start, end, after, op, machine, mode, table, need, change, node, level, finger, limit):
     "Operation `o` is done in mode `k` then."
@@ -430,7 +430,7 @@ def lift(o, op, machine, need, change, node, level, finger):
         give_back(np.int64(change[u, MATERIAL]), end, NEVER, change[u, QUANTITY], node, level, finger)
     op[o, START] = -1
 
-# %% ../../nbs/scheduling/08_placing.ipynb #fbbd8c61
+# %% ../../nbs/scheduling/08_placing.ipynb #a75e7de1
 @njit(cache=True, nogil=True)
 def ready_at(o, m, op, job, machine, table):
     "When the part of operation `o` can be at machine `m`."
@@ -474,7 +474,7 @@ def best_mode(o, chosen, append, op, job, machine, mode, table, need, change, no
             found, best_start, best_end, best_after = k, start, end, after
     return found, best_start if found >= 0 else short, best_end, best_after
 
-# %% ../../nbs/scheduling/08_placing.ipynb #658ef384
+# %% ../../nbs/scheduling/08_placing.ipynb #76a09768
 TRIES = 5000  # how often a chain is moved before it is given up
 
 
@@ -510,7 +510,7 @@ def place(o, chosen, append, op, job, machine, mode, table, need, change, node, 
             op[i, BOUND] = 0
     return last + 1 - first
 
-# %% ../../nbs/scheduling/08_placing.ipynb #60d9a9cd
+# %% ../../nbs/scheduling/08_placing.ipynb #3ebefc36
 @njit(cache=True, nogil=True)
 def wipe(op, job, machine):
     "Take everything off the board; its profiles are put back by the caller."
@@ -524,9 +524,8 @@ def wipe(op, job, machine):
 
 
 @njit(cache=True, nogil=True)
-def begin(fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit):
+def begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, node, level, finger, limit):
     "Put up what is under way and what must stay (`fixed`, in order of time), and what may not wait; can it be done?"
-    nothing = np.zeros(0, np.int64)
     for o in fixed:
         m = op[o, FIXED_ON]
         if op[o, STARTED]:
@@ -564,7 +563,7 @@ def begin(fixed, urgent, op, job, machine, mode, table, need, change, node, leve
         skip_done(j, op, job)
     for o in urgent:
         if op[o, START] < 0:
-            if place(o, nothing, False, op, job, machine, mode, table, need, change, node, level, finger, limit) == 0:
+            if place(o, chosen, False, op, job, machine, mode, table, need, change, node, level, finger, limit) == 0:
                 return False
             skip_done(op[o, JOB], op, job)
     return True
