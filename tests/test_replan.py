@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from problems import CLASSIC, problems
+from problems import CLASSIC, FEATURES, problems
 
 from dtwb.core.errors import ScheduleError
 from dtwb.core.factory import Factory
@@ -209,7 +209,10 @@ def test_quickxplain_finds_one_of_the_conflicts(one, other):
     assert found in (one, other)
 
 
-@given(problems(jobs=4, operations=2, machines=2, rich=("calendar", "materials", "started", "setups")), st.data())
+ALL_BUT_BUFFERS = tuple(feature for feature in FEATURES if feature != "buffers")
+
+
+@given(problems(jobs=4, operations=2, machines=2, rich=ALL_BUT_BUFFERS), st.data())
 @quick
 def test_a_conflict_clashes_and_is_minimal(problem, data):
     problem = with_deadlines(problem, data)
@@ -290,14 +293,15 @@ def carried_on(problem, plan, left, now):
     numbers = {
         (problem.jobs[j].id, problem.jobs[j].operations[k].name): o for o, (j, k) in enumerate(problem.operations)
     }
-    starts, ends, machines, leaves = [], [], [], []
+    starts, ends, machines, leaves, served = [], [], [], [], []
     for j, k in left.operations:
         was = numbers[left.jobs[j].id, left.jobs[j].operations[k].name]
         starts.append(max(0, plan.starts[was] - now))
         ends.append(max(0, plan.ends[was] - now))
         machines.append(plan.machines[was])
         leaves.append(max(ends[-1], plan.leaves[was] - now))
-    return Solution.of(left, "makespan", starts, ends, machines, leaves)
+        served.append(plan.resources[was] if plan.resources and left.jobs[j].operations[k].needs else ())
+    return Solution.of(left, "makespan", starts, ends, machines, leaves, served)
 
 
 @given(problems(jobs=5, operations=4, machines=3, rich=CLASSIC), st.data())
@@ -307,6 +311,20 @@ def test_what_is_left_can_be_carried_on(problem, data):
         plan = dispatch(problem, "fifo", "makespan")
     except ScheduleError:
         return
+    check_what_is_left(problem, plan, data)
+
+
+@given(problems(jobs=3, operations=3, machines=2, rich=ALL_BUT_BUFFERS), st.data())
+@settings(quick, max_examples=100)
+def test_so_it_can_with_everything_that_a_problem_may_hold(problem, data):
+    try:
+        plan = solve_cpsat(problem, "makespan", 5, workers=1)
+    except ScheduleError:
+        return
+    check_what_is_left(problem, plan, data)
+
+
+def check_what_is_left(problem, plan, data):
     now = data.draw(st.integers(0, max(plan.ends)))
     left = remaining(problem, plan, now)
     open_ = {o for o in range(len(plan.ends)) if plan.ends[o] > now}
@@ -331,8 +349,30 @@ def test_any_plan_for_what_is_left_fits_what_has_been(problem, data):
         new = dispatch(left, data.draw(st.sampled_from(["spt", "mwkr", "lwkr"])), "makespan")
     except ScheduleError:
         return
+    check_together(problem, plan, left, new, now)
+
+
+WITHOUT_DETOURS = tuple(feature for feature in ALL_BUT_BUFFERS if feature not in ("setups", "travel"))
+
+
+@given(problems(jobs=3, operations=3, machines=2, rich=WITHOUT_DETOURS), st.data())
+@settings(quick, max_examples=100)
+def test_so_it_does_with_everything_that_a_problem_may_hold(problem, data):
+    try:
+        plan = solve_cpsat(problem, "makespan", 5, workers=1)
+        now = data.draw(st.integers(0, max(plan.ends)))
+        left = remaining(problem, plan, now)
+        new = solve_cpsat(left, data.draw(st.sampled_from(["flow_time", "number_late"])), 5, workers=1)
+    except ScheduleError:
+        return
+    check_together(problem, plan, left, new, now)
+
+
+def check_together(problem, plan, left, new, now):
+    "What has been and what is planned now are one plan."
     found = {(left.jobs[j].id, left.jobs[j].operations[k].name): o for o, (j, k) in enumerate(left.operations)}
-    starts, ends, machines, leaves = (list(array) for array in (plan.starts, plan.ends, plan.machines, plan.leaves))
+    arrays = plan.starts, plan.ends, plan.machines, plan.leaves, plan.resources
+    starts, ends, machines, leaves, served = (list(array) for array in arrays)
     for o, (j, k) in enumerate(problem.operations):
         i = found.get((problem.jobs[j].id, problem.jobs[j].operations[k].name))
         if i is None:
@@ -340,10 +380,11 @@ def test_any_plan_for_what_is_left_fits_what_has_been(problem, data):
         leaves[o] = new.leaves[i] + now
         if not left.is_started(i):
             starts[o], ends[o], machines[o] = new.starts[i] + now, new.ends[i] + now, new.machines[i]
+            served[o : o + 1] = new.resources[i : i + 1]
         waits_in = left.jobs[left.operations[i][0]].buffer
         # a part that is called to a machine behind another buffer has been in two; one solution cannot say so
         assume(waits_in is None or i not in left.first or left.machines[new.machines[i]].buffer == waits_in)
-    verify(problem, Solution.of(problem, "makespan", starts, ends, machines, leaves))
+    verify(problem, Solution.of(problem, "makespan", starts, ends, machines, leaves, served))
 
 
 def test_what_is_left_in_stock():

@@ -7,7 +7,7 @@ __all__ = ['MEASURES', 'outcome', 'robustness', 'quantile_interval', 'mean_inter
            'plot_robustness', 'downtime_share', 'bottlenecks', 'slowed', 'insert_slack', 'candidate_plans',
            'most_robust']
 
-# %% ../../nbs/loop/40_robustness.ipynb #8d9d4e7a
+# %% ../../nbs/loop/40_robustness.ipynb #c7949f7a
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from ..scheduling.rules import best_rule, follow
 from ..scheduling.solve import solve
 from ..twin.simulation import simulate
 
-# %% ../../nbs/loop/40_robustness.ipynb #a853fc08
+# %% ../../nbs/loop/40_robustness.ipynb #342f9023
 def outcome(
     events: Sequence[Event],  # of one run
     schedule: Schedule | None = None,  # that was carried out
@@ -61,7 +61,7 @@ def outcome(
         "promise": math.fsum(broken) / max(1, len(broken)),
     }
 
-# %% ../../nbs/loop/40_robustness.ipynb #85f1af99
+# %% ../../nbs/loop/40_robustness.ipynb #45eaca3c
 MEASURES = (*REGULAR, "promise")
 
 
@@ -113,7 +113,7 @@ def _weights(objective: Objective | str, promise: float) -> dict[str, float]:
         raise ScheduleError(f"the price of a broken promise is a number from 0 on, not {promise}")
     return weights | ({"promise": promise} if promise else {})
 
-# %% ../../nbs/loop/40_robustness.ipynb #9fe27959
+# %% ../../nbs/loop/40_robustness.ipynb #e344e2e1
 def quantile_interval(
     values: np.ndarray,
     q: float,  # 0..1
@@ -135,7 +135,7 @@ def mean_interval(
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return mean, mean - half, mean + half
 
-# %% ../../nbs/loop/40_robustness.ipynb #bc00d7cd
+# %% ../../nbs/loop/40_robustness.ipynb #a0d513dd
 @dataclass(frozen=True)
 class Robustness:
     "What plans come to in the twin."
@@ -190,7 +190,7 @@ class Robustness:
     def _repr_html_(self) -> str:
         return f"<p>{self}</p>{self.table.to_html(float_format='{:,.0f}'.format)}"
 
-# %% ../../nbs/loop/40_robustness.ipynb #25834f8b
+# %% ../../nbs/loop/40_robustness.ipynb #1ae24369
 def plan_difference(
     judged: Robustness,
     plan: str,
@@ -206,7 +206,7 @@ def plan_difference(
     rows = {"mean": mean_interval(a - b, confidence), "P90": (np.quantile(a, 0.9) - np.quantile(b, 0.9), low, high)}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "low", "high"])
 
-# %% ../../nbs/loop/40_robustness.ipynb #9a479227
+# %% ../../nbs/loop/40_robustness.ipynb #ee560b15
 def plot_robustness(
     judged: Robustness,
     ax: Any = None,  # a matplotlib Axes; None: a new one
@@ -227,7 +227,7 @@ def plot_robustness(
     ax.legend(fontsize="small", frameon=False)
     return ax
 
-# %% ../../nbs/loop/40_robustness.ipynb #ea46064a
+# %% ../../nbs/loop/40_robustness.ipynb #bd99a578
 def downtime_share(
     factory: Factory,
     machine: str,  # its id
@@ -235,8 +235,8 @@ def downtime_share(
     "How long `machine` is expected to be down for failures and preventive maintenance."
     spec = factory.machine(machine)
     share = spec.failure.mttr.mean / spec.failure.mtbf.mean if spec.failure else 0.0
-    regular = spec.maintenance is not None and spec.maintenance.every
-    return share + (spec.maintenance.duration.mean / spec.maintenance.every if regular else 0.0)
+    care = spec.maintenance
+    return share + (care.duration.mean / care.every if care is not None and care.every else 0.0)
 
 
 def bottlenecks(
@@ -277,7 +277,7 @@ def slowed(
     )
     return replace(problem, jobs=tuple(jobs))
 
-# %% ../../nbs/loop/40_robustness.ipynb #e1a91979
+# %% ../../nbs/loop/40_robustness.ipynb #289e701d
 def insert_slack(
     factory: Factory,
     plan: Solution,
@@ -307,7 +307,7 @@ def _end(problem: Problem, o: int, m: int, start: int, lasts: int) -> int:
     end = machine.resumed_end(lasts, closing) if problem.is_started(o) else machine.end_of(start, lasts, closing)
     return start + lasts if end is None else end
 
-# %% ../../nbs/loop/40_robustness.ipynb #b449eeb9
+# %% ../../nbs/loop/40_robustness.ipynb #6eee5979
 def candidate_plans(
     factory: Factory,
     objective: Objective | str = "weighted_tardiness",

@@ -8,7 +8,7 @@ __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting
            'thinned', 'Conflict', 'Remedy', 'explain_infeasible', 'remedies', 'Relaxation', 'relaxation',
            'why_infeasible']
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0934ce69
+# %% ../../nbs/scheduling/45_explain.ipynb #1b80fc65
 import math
 import time
 from collections import defaultdict
@@ -27,7 +27,7 @@ from ..core.schedule import Schedule, ScheduledOperation
 from .cpsat import build_model, solve_cpsat
 from .problem import Problem, ProblemMaterial, Solution, Stability, horizon
 
-# %% ../../nbs/scheduling/45_explain.ipynb #0d3aa6cc
+# %% ../../nbs/scheduling/45_explain.ipynb #8de447c7
 Kept = dict[int, tuple[int, int]]  # operation -> (machine, start in ticks) that must stay
 Changed = tuple[Problem, Kept]
 
@@ -48,7 +48,7 @@ class Requirement:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #ef160880
+# %% ../../nbs/scheduling/45_explain.ipynb #a29edd03
 def moment(
     problem: Problem,
     ticks: int,
@@ -72,7 +72,7 @@ def lasting(problem: Problem, ticks: float) -> str:
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.2f}".rstrip("0").rstrip(".")
 
-# %% ../../nbs/scheduling/45_explain.ipynb #4b3ef571
+# %% ../../nbs/scheduling/45_explain.ipynb #efc28dc6
 def _with(items: tuple, i: int, **changes: Any) -> tuple:
     "`items` with number `i` changed."
     item = items[i]._replace(**changes) if hasattr(items[i], "_replace") else replace(items[i], **changes)
@@ -115,7 +115,7 @@ def _releases(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[
                 jobs=(j,),
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #3e63f72f
+# %% ../../nbs/scheduling/45_explain.ipynb #29387aea
 def _frozen(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     for o, (machine, at) in sorted(keep.items(), key=lambda item: (item[1][1], item[0])):
         j, position = problem.operations[o]
@@ -152,7 +152,7 @@ def _waits(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Req
             jobs=(j,),
         )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #d4ac66e8
+# %% ../../nbs/scheduling/45_explain.ipynb #f5dd1cd8
 def closed_times(
     windows: tuple[tuple[int, int], ...],  # ticks
 ) -> list[tuple[int, int | None]]:  # ticks; None: for ever
@@ -204,7 +204,7 @@ def _down(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requ
                 machine.available,
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #d5afd66b
+# %% ../../nbs/scheduling/45_explain.ipynb #eb415b88
 def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     wanted: dict[int, float] = defaultdict(float)
     for o in range(len(problem.operations)):
@@ -242,7 +242,7 @@ def _materials(problem: Problem, keep: Kept, start: datetime | None) -> Iterator
                     ticks,
                 )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #02f7c3c8
+# %% ../../nbs/scheduling/45_explain.ipynb #1866041a
 def _resources(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[Requirement]:
     needs = [units for o in range(len(problem.operations)) for _, units in problem.operation(o).needs]
     for r, resource in enumerate(problem.resources):
@@ -276,7 +276,7 @@ def _buffers(problem: Problem, keep: Kept, start: datetime | None) -> Iterator[R
                 f" places in {buffer.id}",
             )
 
-# %% ../../nbs/scheduling/45_explain.ipynb #e2bb3f05
+# %% ../../nbs/scheduling/45_explain.ipynb #0ac6e5d4
 KINDS = {
     "deadline": _deadlines,
     "frozen": _frozen,
@@ -310,7 +310,7 @@ def relaxed(
         changed = requirement.relax(*changed)
     return changed
 
-# %% ../../nbs/scheduling/45_explain.ipynb #a0519ff1
+# %% ../../nbs/scheduling/45_explain.ipynb #c162b654
 def feasible(
     problem: Problem,
     keep: Kept | None = None,
@@ -374,7 +374,7 @@ def where_and_when(model: Any, solver: Any) -> Kept:  # operation -> (machine, s
     starts = (start if isinstance(start, int) else solver.value(start) for start in model.starts)
     return dict(enumerate(zip(places, starts)))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #841ed57d
+# %% ../../nbs/scheduling/45_explain.ipynb #5700da1b
 class _Checks:
     "Asks whether the requirements in a set can hold together; counts, and keeps the time."
 
@@ -423,10 +423,11 @@ def only(
     keep: Kept,
     jobs: list[int],
 ) -> tuple[Problem, Kept, list[int]]:  # with the numbers that its operations had
-    "The problem with these jobs alone."
+    "The problem with these jobs alone; without set-ups, which could be longer when something between is left out."
     back = [o for j in jobs for o in range(problem.first[j], problem.first[j + 1])]
     known = {o: i for i, o in enumerate(back)}
-    fewer = replace(problem, jobs=tuple(problem.jobs[j] for j in jobs))
+    machines = tuple(replace(machine, setups=()) if machine.setups else machine for machine in problem.machines)
+    fewer = replace(problem, jobs=tuple(problem.jobs[j] for j in jobs), machines=machines)
     return fewer, {known[o]: kept for o, kept in keep.items() if o in known}, back
 
 
@@ -466,7 +467,7 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
             conflict = rest
     return conflict
 
-# %% ../../nbs/scheduling/45_explain.ipynb #56f4daa7
+# %% ../../nbs/scheduling/45_explain.ipynb #dc9c5816
 MOST = 8  # of what a sentence names
 
 
@@ -517,7 +518,7 @@ class Remedy:
     def __str__(self) -> str:
         return self.words
 
-# %% ../../nbs/scheduling/45_explain.ipynb #57aa1dc7
+# %% ../../nbs/scheduling/45_explain.ipynb #c289a686
 def _own_conflict(check: _Checks, start: datetime | None) -> tuple[list[Requirement], int] | None:
     "A conflict that one job has with itself, and the job."
     problem, keep = check.problem, check.keep
@@ -569,7 +570,7 @@ def _meeting(problem: Problem, conflict: list[Requirement]) -> str:
     shared = [problem.machines[m].id for m, jobs in sorted(visits.items()) if len(jobs) > 1]
     return f"they meet on {', '.join(shared[:6])}{' and others' * (len(shared) > 6)}" if shared else ""
 
-# %% ../../nbs/scheduling/45_explain.ipynb #e6c7043b
+# %% ../../nbs/scheduling/45_explain.ipynb #29a7d54e
 def explain_infeasible(
     problem: Problem,
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -616,7 +617,7 @@ def explain_infeasible(
         cures = tuple(remedies(check, conflict))
     return result(conflict, True, minimal=minimal, where=where, remedies=cures)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #b4f80453
+# %% ../../nbs/scheduling/45_explain.ipynb #1ae78712
 def remedies(check: _Checks, conflict: list[Requirement]) -> Iterator[Remedy]:
     "What each requirement of `conflict` alone could do."
     problem, keep = check.problem, check.keep
@@ -662,7 +663,7 @@ def _give_way(r: Requirement, given: str) -> str:
     }
     return ways.get(r.kind, given)
 
-# %% ../../nbs/scheduling/45_explain.ipynb #674de543
+# %% ../../nbs/scheduling/45_explain.ipynb #539356f9
 @dataclass(frozen=True)
 class Relaxation:
     "A plan that misses as little as could be found, and what it misses."
@@ -735,7 +736,7 @@ def _schedule(problem: Problem, keep: Kept) -> Schedule:
 
     return Schedule(tuple(row(o, *kept) for o, kept in keep.items()))
 
-# %% ../../nbs/scheduling/45_explain.ipynb #57f405fb
+# %% ../../nbs/scheduling/45_explain.ipynb #1fd177d5
 def why_infeasible(
     problem: Problem,
     keep: Kept | None = None,

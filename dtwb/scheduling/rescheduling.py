@@ -17,12 +17,14 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from ortools.sat.python import cp_model
+
 from ..core.errors import ScheduleError
 from ..core.factory import Factory
 from ..core.schedule import Schedule
 from ..core.state import FactoryState
-from .cpsat import solve_cpsat
-from .explain import lasting, moment
+from .cpsat import build_model, parameters, solve_cpsat
+from .explain import lasting, moment, run_solver, where_and_when
 from dtwb.scheduling.problem import (
     Objective,
     Problem,
@@ -41,7 +43,7 @@ from dtwb.scheduling.problem import (
 from .rules import Policy, dispatch, follow
 from .solve import Kept, keeps, solve
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #1fdd9ee3
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #d36b9b5c
 def remaining(
     problem: Problem,
     plan: Solution | Schedule,
@@ -96,7 +98,7 @@ def _waited(operation: ProblemOperation, ticks: int) -> ProblemOperation:
         return operation
     return replace(operation, max_wait=max(0, operation.max_wait - ticks))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #557c6224
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #a1cd8acd
 def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int) -> ProblemJob:
     "A job whose next operation `o` has not started."
     j, k = problem.operations[o]
@@ -112,7 +114,7 @@ def _waiting(problem: Problem, plan: Solution, job: ProblemJob, o: int, now: int
     first = _waited(problem.operation(o), now + moved["release"] - since)
     return replace(job, operations=(first, *job.operations[o + 1 - a :]), started=False, **moved)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #f3057249
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #e3e83a18
 def _machine_at(problem: Problem, plan: Solution, m: int, now: int) -> ProblemMachine:
     machine, family = problem.machines[m], problem.machines[m].family
     available = max(0, machine.available - now)
@@ -150,7 +152,7 @@ def _tariff_at(problem: Problem, now: int) -> tuple[tuple[int, float], ...]:
     before = [(0, price) for time, price in problem.tariff if time <= now]
     return (*before[-1:], *later)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #9be1390f
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #1ab351e5
 @dataclass(frozen=True)
 class Breakdown:
     "A machine is down; with `since`, it will be, for maintenance say."
@@ -203,7 +205,7 @@ class SlowMachine:
 
 AnyChange = Breakdown | UrgentOrder | Cancelled | Rework | LateMaterial | SlowMachine
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #333db3b3
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #57b3ceb2
 def apply_change(
     problem: Problem,
     change: AnyChange,
@@ -248,7 +250,7 @@ def _on(problem: Problem, m: int, change: Callable[[ProblemOperation, int, bool]
 
     return replace(problem, jobs=tuple(changed(job) for job in problem.jobs))
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #b9c31c6e
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #ae8067b5
 def _broken(problem: Problem, m: int, until: int) -> Problem:
     def interrupted(operation: ProblemOperation, k: int, started: bool) -> ProblemOperation:
         duration = operation.modes[0].duration
@@ -284,7 +286,7 @@ def _slowed(problem: Problem, m: int, factor: float) -> Problem:
 
     return _on(problem, m, slower)
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #8f781a53
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #4bedc1d8
 def _cancelled(problem: Problem, j: int) -> Problem:
     job = problem.jobs[j]
     rest = (replace(job, operations=job.operations[:1], due=None, deadline=None),) if job.started else ()
@@ -344,9 +346,44 @@ def right_shifted(
     stability: Stability | None = None,
 ) -> Solution:
     "The old plan, its machines and sequences, shifted to where it still can be."
-    return follow(problem, previous, objective, True, reference, stability)
+    found = follow(problem, previous, objective, True, reference, stability)
+    if not violations(problem, found):
+        return found
+    return _shifted_exactly(problem, previous, objective, reference, stability) or found
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #2bee2c15
+
+def _shifted_exactly(
+    problem: Problem,
+    previous: Schedule,
+    objective: Objective | str,
+    reference: Schedule | None,
+    stability: Stability | None,
+    time_limit: float = 2.0,  # s; it takes far less
+) -> Solution | None:  # None: it cannot be shifted
+    "The same by CP-SAT, for people, waits and closings that carrying out a plan knows nothing of."
+    known, model = planned(problem, previous), build_model(problem, "flow_time")
+    known = {o: (m, start) for o, (m, start) in known.items() if problem.duration(o, m) is not None}
+    on: dict[int, list[int]] = defaultdict(list)
+    for o, (m, start) in sorted(known.items(), key=lambda item: (item[1][1], item[0])):
+        model.cp.add_bool_or(model.at[o][m])
+        model.cp.add(model.starts[o] >= start)
+        if on[m] and problem.machines[m].batch_capacity > 1 and known[on[m][-1]][1] == start:
+            model.cp.add(model.starts[o] == model.starts[on[m][-1]])
+        elif on[m]:
+            model.cp.add(model.starts[o] >= model.leaves[on[m][-1]])
+        on[m].append(o)
+    solver = parameters(problem, time_limit, 0, 1)
+    if run_solver(solver, model.cp, None) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None
+    keep = {o: where for o, where in where_and_when(model, solver).items() if not problem.is_started(o)}
+    cost: dict[str, Any] = {"reference": reference, "stability": stability}
+    try:
+        found = solve_cpsat(problem, objective, time_limit, workers=1, keep=keep, **cost)
+    except ScheduleError:
+        return None
+    return replace(found, bound=None, status="feasible", method="right-shift", trace=())
+
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #5748c839
 HANDFUL = 40  # operations that are planned anew together
 
 
@@ -445,7 +482,7 @@ def _improved(problem: Problem, objective: Any, best: Solution, limit: float, **
     except ScheduleError:  # not even the hint, in this time
         return best
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #e4b093a4
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #61c8de70
 STRATEGIES = ("full", "repair", "right_shift")
 SHARE = 0.3  # of the time, that `full` repairs before it plans everything anew
 
@@ -543,7 +580,7 @@ def reschedule(
         problem, previous, objective, strategy, left, stability, freeze, seed, workers, callback, stop, at_once
     )
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #db4c6046
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #7b3ab347
 @dataclass(frozen=True)
 class Move:
     "One operation that is not where people expect it."
@@ -591,7 +628,7 @@ class Change:
         moves = self.table.to_html(index=False, max_rows=20, na_rep="")
         return f"<p>{escape(str(self))}</p>{self.costs.to_html(na_rep='', float_format='{:g}'.format)}{moves}"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #5b87b2dc
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #fcca10d6
 _REASONS = {
     "machine": "their machine is down or closed",
     "slower": "work takes longer",
@@ -625,7 +662,7 @@ def change_words(change: Change) -> str:
         parts.append(told + (f" (waiting would make it {waiting:g})" if waiting not in (None, now) else ""))
     return f"{line}. {'; '.join(parts).capitalize()}" if parts else line
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #8d58d91e
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #e2d46893
 class _Reasons:
     "Looks for what holds each operation where it is."
 
@@ -743,7 +780,7 @@ class _Reasons:
             )
         return "improves", "it makes room for others"
 
-# %% ../../nbs/scheduling/50_rescheduling.ipynb #3c89f3c0
+# %% ../../nbs/scheduling/50_rescheduling.ipynb #aff73aaf
 def explain_change(
     problem: Problem,  # from now on, with what has happened
     old: Schedule | Solution,  # the plan that people know
