@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'AsJson', 'Seed', 'Backend', 'say_json', 'say_table', 'progress', 'run', 'train', 'inspect', 'interruptible',
            'search_shown', 'say_search', 'schedule', 'schedule_options', 'check_hint', 'save_plan', 'schedule_facts',
-           'say_value', 'say_terms', 'read_problem', 'simulate', 'serve', 'info', 'facts', 'fail', 'main']
+           'say_fact', 'say_terms', 'read_problem', 'simulate', 'serve', 'info', 'facts', 'fail', 'main']
 
 # %% ../nbs/cli.ipynb #8a5c47ac
 import errno
@@ -311,7 +311,7 @@ def schedule(
     if as_json:
         say_json(facts | {"values": solution.values, "trace": solution.trace, "schedule": solution.schedule.rows})
     else:
-        say_table(f"{file.name}: verified", ["", ""], [[name, say_value(value)] for name, value in facts.items()])
+        say_table(f"{file.name}: verified", ["", ""], [[name, say_fact(name, value)] for name, value in facts.items()])
         if len(solution.values) > 1:
             say_table("", ["objective", "value", ""], say_terms(solution))
         for path in written:
@@ -401,8 +401,12 @@ def schedule_facts(solution: Any, objective: str, interrupted: bool) -> dict[str
     }
 
 
-def say_value(value: Any) -> str:
-    return "" if value is None else "yes" if value is True else "no" if value is False else _cell(value)
+def say_fact(name: str, value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:.1%}".replace("%", " %") if name == "gap" else f"{value:,.6g}"
+    return str(value)
 
 
 def say_terms(solution: Any) -> list[list[str]]:

@@ -260,13 +260,13 @@ def machine_states(
     for machine in rows_of(plan):
         cuts = np.unique([begin, end, *(t for _, a, b in spans[machine] for t in (a, b))])
         state = np.full(len(cuts) - 1, "idle", object)
-        for name in ("blocked", "pausing", "closed", "set-up", "working"):  # the later ones count
+        for name in ("blocked", "not available", "pausing", "closed", "set-up", "working"):  # the later ones count
             covers = np.zeros(len(cuts), int)
             for what, a, b in spans[machine]:
                 if what == name:
                     covers[np.searchsorted(cuts, a)] += 1
                     covers[np.searchsorted(cuts, b)] -= 1
-            state[np.cumsum(covers)[:-1] > 0] = "working" if name == "pausing" else name
+            state[np.cumsum(covers)[:-1] > 0] = {"pausing": "working", "not available": "closed"}.get(name, name)
         changes = np.flatnonzero(np.append(True, state[1:] != state[:-1])) if len(state) else []
         until = [*cuts[[*changes[1:]]], cuts[-1]] if len(changes) else []
         lines += [(machine, state[i], cuts[i], b) for i, b in zip(changes, until)]
@@ -286,7 +286,7 @@ def _spans(plan: Plan) -> dict[str, list[tuple[str, float, float]]]:  # machine 
         ticks.append((m, plan.starts[o], plan.ends[o], "pausing" if pauses else "working"))
         ticks.append((m, plan.ends[o], plan.leaves[o], "blocked"))
     ticks += [(m, a, b, "set-up") for m, a, b, _ in setup_times(plan)]
-    ticks += [(m, a, b, "closed") for m, a, b, _ in closed_times(p, max(plan.ends, default=0))]
+    ticks += closed_times(p, max(plan.ends, default=0))
     for m, a, b, what in ticks:
         if a < b and p.machines[m].id in found:
             found[p.machines[m].id].append((what, p.origin + a * p.tick, p.origin + b * p.tick))
