@@ -7,9 +7,9 @@ __all__ = ['MAX_REACH', 'NO_WAY', 'SIDE', 'BACK', 'UP', 'MODE', 'PATIENCE', 'SLI
            'reaches', 'cost_back', 'cost_up', 'Memory', 'memory', 'consider', 'hold', 'is_tabu', 'remember',
            'find_block_moves', 'look_at_blocks', 'look_at_modes', 'find_costly', 'look_at_chains',
            'look_at_other_machines', 'search', 'scatter', 'Found', 'Elite', 'relinked', 'Searcher', 'covers',
-           'in_graph', 'as_solution', 'least_cost', 'watch', 'tabu']
+           'in_graph', 'is_on_time', 'as_solution', 'least_cost', 'watch', 'tabu']
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #20a6ac73
+# %% ../../nbs/scheduling/30_tabu.ipynb #b8c5403e
 import math
 import threading
 import time
@@ -45,7 +45,7 @@ from dtwb.scheduling.graph import (
 )
 from .problem import Objective, Problem, Solution, Stability, is_regular, weights_of
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #e0e50a5f
+# %% ../../nbs/scheduling/30_tabu.ipynb #2ed0bf00
 class Costs(NamedTuple):
     "What the ends of jobs cost, and room to work it out."
 
@@ -67,7 +67,7 @@ class Costs(NamedTuple):
 MAX_REACH = 40_000_000  # entries of `reach`, 320 MB
 NO_WAY = -(2**60)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #32221c7e
+# %% ../../nbs/scheduling/30_tabu.ipynb #2c82e297
 def to_costs(
     graph: Graph,
     problem: Problem,
@@ -104,7 +104,7 @@ def to_costs(
         queue=np.zeros(n + 1, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #7df59883
+# %% ../../nbs/scheduling/30_tabu.ipynb #b200789c
 @njit(cache=True, nogil=True, fastmath=True, forceinline=True)
 def total(c: Costs, ends: np.ndarray) -> float:
     "What these ends of jobs cost."
@@ -134,7 +134,7 @@ def reaches(g: Graph, s: Selection, c: Costs, last: int) -> None:
         for j in range(c.reach.shape[1]):
             c.reach[v, j] = max(c.reach[x, j] + way, c.reach[y, j]) + lasts
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #d524e8b9
+# %% ../../nbs/scheduling/30_tabu.ipynb #4b56f9a4
 @njit(cache=True, nogil=True, forceinline=True)
 def _keep_others(fresh, ends, reach, u, head):
     for j in range(fresh.shape[0]):
@@ -179,7 +179,7 @@ def cost_up(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     _let_on(c.fresh, c.reach, s.next[v], end)
     return total(c, c.fresh)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #11b2c68e
+# %% ../../nbs/scheduling/30_tabu.ipynb #8bd19624
 class Memory(NamedTuple):
     "What is tabu, for how long, and the best move seen so far."
 
@@ -207,7 +207,7 @@ def memory(graph: Graph, seed: int) -> Memory:
     whole = [np.zeros(size, np.int64) for size in (2, 5, 5)]
     return Memory(pairs, modes, whole[0], word, *whole[1:], np.zeros(1), np.zeros((4 * n + 4, 3), np.int32))
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #08609f6e
+# %% ../../nbs/scheduling/30_tabu.ipynb #f0d8af0e
 @njit(cache=True, nogil=True, forceinline=True)
 def consider(t: Memory, value: float, kind: int, u: int, v: int, mode: int) -> None:
     "Choose this move if it is the best so far; among equals one is drawn."
@@ -261,7 +261,7 @@ def remember(s: Selection, t: Memory, kind: int, u: int, v: int, until: int) -> 
     else:
         t.modes[u, s.machine[u]] = until
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #4be67467
+# %% ../../nbs/scheduling/30_tabu.ipynb #1ef9ca5b
 @njit(cache=True, nogil=True)
 def find_block_moves(s: Selection, moves: np.ndarray, count: int) -> int:  # how many; (kind, u, v) are in `moves`
     "All moves of N7 on the critical path, the first `count` entries of `s.path`."
@@ -307,7 +307,7 @@ def look_at_blocks(g: Graph, s: Selection, t: Memory, count: int) -> None:
             else:
                 consider(t, float(length), kind, u, v, 0)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #c14f756c
+# %% ../../nbs/scheduling/30_tabu.ipynb #809a6ea1
 @njit(cache=True, nogil=True)
 def look_at_modes(g: Graph, s: Selection, t: Memory, count: int) -> None:
     "All other machines for the operations of the critical path, and all places on them."
@@ -350,7 +350,7 @@ def _window(g, s, v, m):
     out = s.rest[b] + g.travel[m, s.machine[b]] if b else g.job_tail[v]
     return max(g.available[m], there), max(g.machine_tail[m], out)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #db56af90
+# %% ../../nbs/scheduling/30_tabu.ipynb #f4882c60
 @njit(cache=True, nogil=True)
 def find_costly(g: Graph, s: Selection, c: Costs) -> int:  # how many; they are in c.queue
     "The operations that a costly end hangs on."
@@ -440,7 +440,7 @@ def look_at_other_machines(g: Graph, s: Selection, c: Costs, t: Memory, count: i
                     break
                 x, y = y, following[y]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #2144d9b9
+# %% ../../nbs/scheduling/30_tabu.ipynb #de438dab
 @njit(cache=True, nogil=True)
 def search(
     g: Graph,
@@ -509,7 +509,7 @@ def search(
             t.clock[1] += 1
     return best
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #b14c8adf
+# %% ../../nbs/scheduling/30_tabu.ipynb #67c721b7
 @njit(cache=True, nogil=True)
 def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, order: np.ndarray) -> None:
     "Write a random non-delay plan to `machine` and `order`."
@@ -546,7 +546,7 @@ def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, ord
         free[machine[v]] = max(free[machine[v]], best_end[chosen])
         at[chosen] = g.after[v]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #65099255
+# %% ../../nbs/scheduling/30_tabu.ipynb #f1033aa6
 @dataclass(frozen=True)
 class Found:
     "A plan in the graph, and what it is worth."
@@ -608,7 +608,7 @@ class Elite:
             a, b = rng.choice(len(self.plans), 2, replace=False)
             return self.plans[a], self.plans[b]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #c625c6f1
+# %% ../../nbs/scheduling/30_tabu.ipynb #92a60364
 def relinked(
     a: Found,
     b: Found,
@@ -623,7 +623,7 @@ def relinked(
     order = (np.argsort(key[1:], kind="stable") + 1).astype(np.int32)
     return np.where(rng.random(n + 1) < share, b.machine, a.machine).astype(np.int32), order
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #e1dabafb
+# %% ../../nbs/scheduling/30_tabu.ipynb #1e05fabc
 PATIENCE = (
     12_500  # moves without a better plan after which a search ends; where ends are priced a move takes longer: a third
 )
@@ -741,7 +741,7 @@ def _no_costs() -> Costs:
         np.zeros(0, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #3b2ae67d
+# %% ../../nbs/scheduling/30_tabu.ipynb #570164ee
 def covers(
     problem: Problem,
     objective: Objective | str,
@@ -757,7 +757,6 @@ def covers(
 def in_graph(
     graph: Graph,
     solution: Solution,
-    value: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # machine, order
     "The sequences of `solution`."
     n = graph.operations
@@ -768,6 +767,21 @@ def in_graph(
     return machine, order.astype(np.int32)
 
 
+def is_on_time(problem: Problem, graph: Graph, found: Found) -> bool:
+    "Does it meet every deadline?"
+    durations = _durations(graph, found.machine)
+    return bool((found.head[graph.last] + durations[graph.last] <= to_arrays(problem).job_deadline).all())
+
+
+def _durations(graph: Graph, machine: np.ndarray) -> np.ndarray:  # (operations + 1,) int64, ticks
+    n = graph.operations
+    durations = np.zeros(n + 1, np.int64)
+    owner = np.repeat(np.arange(1, n + 1), np.diff(graph.mode_ptr[1:]))
+    here = graph.mode_machine == machine[owner]
+    durations[owner[here]] = graph.mode_duration[here]
+    return durations
+
+
 def as_solution(
     problem: Problem,
     graph: Graph,
@@ -776,15 +790,9 @@ def as_solution(
     **more: Any,  # bound, status, how, trace, method, wall_time
 ) -> Solution:
     "The plan of `found`."
-    machine, n = found.machine, graph.operations
-    durations = np.zeros(n + 1, np.int64)
-    owner = np.repeat(np.arange(1, n + 1), np.diff(graph.mode_ptr[1:]))
-    here = graph.mode_machine == machine[owner]
-    durations[owner[here]] = graph.mode_duration[here]
     starts = found.head[1:]
-    return Solution.of(
-        problem, objective, starts.tolist(), (starts + durations[1:]).tolist(), machine[1:].tolist(), **more
-    )
+    ends = starts + _durations(graph, found.machine)[1:]
+    return Solution.of(problem, objective, starts.tolist(), ends.tolist(), found.machine[1:].tolist(), **more)
 
 
 def least_cost(
@@ -808,7 +816,7 @@ def least_cost(
         bound += float(total(costs, costs.ends))
     return bound
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #846d385a
+# %% ../../nbs/scheduling/30_tabu.ipynb #483068c6
 def watch(
     elite: Elite,
     threads: list[threading.Thread],
@@ -845,7 +853,7 @@ def tabu(
 ) -> Solution:
     "Tabu searches, and path relinking between their plans."
     if not covers(problem, objective, reference, stability, keep):
-        from dtwb.scheduling.annealing import search_orders
+        from dtwb.scheduling.orders import search_orders
 
         more = {"callback": callback, "stop": stop, "reference": reference, "stability": stability, "keep": keep}
         return search_orders(problem, objective, first, time_limit=time_limit, seed=seed, workers=workers, **more)
@@ -859,6 +867,8 @@ def tabu(
         return stopped[0] or time.perf_counter() - began > time_limit
 
     def told(found: Found) -> None:
+        if not is_on_time(problem, graph, found):
+            return
         trace.append((time.perf_counter() - began, found.value, bound))
         if callback:
             callback(*trace[-1])
@@ -869,7 +879,7 @@ def tabu(
     def explore(searcher: Searcher, plan: Solution | None) -> None:
         try:
             if plan is not None:
-                searcher.run(*in_graph(graph, plan, plan.objective), bound, over, moves)
+                searcher.run(*in_graph(graph, plan), bound, over, moves)
             searcher.explore(bound, over, moves)
         except BaseException as e:
             failed.append(e)
@@ -888,6 +898,10 @@ def tabu(
     if failed:
         raise failed[0]
     assert elite.best is not None
+    if not is_on_time(problem, graph, elite.best):
+        if first is not None:
+            return first
+        raise ScheduleError("no solution was found that meets all deadlines", problem.name)
     optimal = elite.best.value <= bound + 1e-9
     how = "no plan is better" if optimal else "stopped" if stopped[0] else "the time was up"
     if moves is not None and elite.moves >= moves and not optimal:
