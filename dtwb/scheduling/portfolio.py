@@ -6,7 +6,7 @@
 __all__ = ['PROVABLE', 'PROVABLE_PRICED', 'HEAD_START', 'RESTART', 'FIRST_ROUND', 'ROUND', 'LARGE', 'Race', 'Beside',
            'race_on_graph', 'race_on_orders', 'portfolio']
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #d9d0894f
+# %% ../../nbs/scheduling/37_portfolio.ipynb #43323daa
 import math
 import threading
 import time
@@ -26,7 +26,7 @@ from .graph import to_graph
 from .problem import Objective, Problem, Solution, Stability, weights_of
 from .tabu import Elite, Found, Searcher, as_solution, covers, in_graph, is_on_time, least_cost
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #1fdb7682
+# %% ../../nbs/scheduling/37_portfolio.ipynb #ac7f091f
 @dataclass
 class Race:
     "What the methods that run side by side share."
@@ -97,7 +97,7 @@ class Race:
             method=f"{method} ({self.best.method})", wall_time=self.elapsed,
         )  # fmt: skip
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #426c85cd
+# %% ../../nbs/scheduling/37_portfolio.ipynb #e9cec2c8
 @dataclass
 class Beside:
     "Threads that run while the main one does something else."
@@ -129,9 +129,12 @@ class Beside:
         if self.failed:
             raise self.failed[0]
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #438ab48f
+# %% ../../nbs/scheduling/37_portfolio.ipynb #0e0bbbe9
 PROVABLE, PROVABLE_PRICED = 250, 110  # operations up to which CP-SAT takes part: for the makespan, for the ends of jobs
-HEAD_START = 0.06, 1.0  # share of the time, and s at most, in which only tabu searches run
+HEAD_START = (
+    0.06,
+    0.002,
+)  # share of the time, and s for each operation, whichever is less, in which only tabu searches run
 RESTART = 2.0  # s for which CP-SAT is left alone at least
 
 
@@ -174,7 +177,8 @@ def race_on_graph(
 
         for i in range(workers):
             beside.start(explore, i)
-        head_start = min(HEAD_START[0] * race.time_limit, HEAD_START[1]) if provable else math.inf
+        head_start = min(HEAD_START[0] * race.time_limit, HEAD_START[1] * len(problem.operations))
+        head_start = head_start if provable else math.inf
         while not exchange() and race.elapsed < head_start:
             beside.check()
             time.sleep(0.01)
@@ -184,7 +188,7 @@ def race_on_graph(
     exchange()
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #61649d33
+# %% ../../nbs/scheduling/37_portfolio.ipynb #80a183e4
 def _prove(race, problem, objective, seed, workers, keep, elite, graph, exchange, beside) -> None:
     "CP-SAT, again and again, each time from the best plan there is."
 
@@ -231,7 +235,7 @@ def _found(graph, plan: Solution, machine: np.ndarray, order: np.ndarray) -> Fou
             back[machine[v]] = v
     return Found(plan.objective, machine, order, head, prior)
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #1e66094d
+# %% ../../nbs/scheduling/37_portfolio.ipynb #9c078510
 FIRST_ROUND = 0.15  # share of the time for the first annealing
 ROUND = 0.1, 1.0  # of the time, and s at least, for each later one
 
@@ -297,7 +301,7 @@ def race_on_orders(
                 break
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #468b96e3
+# %% ../../nbs/scheduling/37_portfolio.ipynb #e4c527f3
 LARGE = 3_000  # operations from which windows of a plan are improved, not the whole
 
 
