@@ -845,7 +845,7 @@ def tabu(
 ) -> Solution:
     "Tabu searches, and path relinking between their plans."
     if not covers(problem, objective, reference, stability, keep):
-        from dtwb.scheduling.annealing import search_orders
+        from dtwb.scheduling.orders import search_orders
 
         more = {"callback": callback, "stop": stop, "reference": reference, "stability": stability, "keep": keep}
         return search_orders(problem, objective, first, time_limit=time_limit, seed=seed, workers=workers, **more)
