@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
+from .arrays import kernel
 from .decoder import Decoder, decode, value_on
 from .generators import covers
 from .placing import EARLIEST, MODES, START, STARTED, wipe
@@ -24,7 +24,7 @@ from .problem import Objective, Problem, Solution, Stability, is_regular
 from .rules import Policy, best_rule, dispatch
 
 # %% ../../nbs/scheduling/32_annealing.ipynb #b1b182ce
-@njit(cache=True, nogil=True)
+@kernel
 def draw(luck, n):
     "A whole number below `n`, by xorshift (Marsaglia 2003)."
     x = luck[0]
@@ -35,7 +35,7 @@ def draw(luck, n):
     return np.int64((x >> np.uint64(11)) % np.uint64(n))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shift_entry(order, i, k):
     "Take entry `i` to position `k`."
     j, step = order[i], 1 if k > i else -1
@@ -45,14 +45,14 @@ def shift_entry(order, i, k):
     order[k] = j
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def anneal(
     steps, temperature, penalty, holds,  # how many moves, ticks, of a tick after a deadline; may work be held back?
     order, chosen, flexible,  # see Decoder
     best_order, best_chosen, best_held,
     luck,  # (1,) uint64
     state,  # (6,) float64: cost now; lateness and value of the best; sum and number of cost differences; moves
-    worth, fixed, urgent, blank_node, blank_level, blank_finger,  # see Decoder and Desk
+    worth, fixed, urgent, plain, blank_node, blank_level, blank_finger,  # see Decoder and Desk
     op, job, machine, mode, table, need, change, node, level, finger, limit,  # see Board
 ):  # fmt: skip
     "Make `steps` moves; the best goes where it is kept."
@@ -95,7 +95,23 @@ def anneal(
         wipe(op, job, machine)
         value, late = math.inf, math.inf
         if decode(
-            order, chosen, 0, fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit
+            order,
+            chosen,
+            0,
+            fixed,
+            urgent,
+            plain,
+            op,
+            job,
+            machine,
+            mode,
+            table,
+            need,
+            change,
+            node,
+            level,
+            finger,
+            limit,
         ):
             value, late = value_on(worth, op, job, machine, table)
         cost = value + penalty * late
@@ -156,7 +172,7 @@ class Annealer:
         best = self.best_order, self.best_modes, self.best_held
         anneal(
             steps, temperature, d.penalty, self.holds, self.order, self.modes, d.flexible, *best, self.luck, self.state,
-            d.worth, desk.fixed, desk.urgent, *desk.blank, *desk.board,
+            d.worth, desk.fixed, desk.urgent, desk.is_plain, *desk.blank, *desk.board,
         )  # fmt: skip
 
     @property

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
-from .arrays import PAUSE
+from .arrays import PAUSE, kernel
 from .generators import Desk, longest, solution_on
 from dtwb.scheduling.placing import (
     AFTER,
@@ -43,6 +42,7 @@ from dtwb.scheduling.placing import (
     begin,
     is_kept,
     place,
+    place_alone,
     setup_time,
     skip_done,
 )
@@ -50,13 +50,14 @@ from .placing import CLOSING as CLOSING_OF
 from .problem import OBJECTIVES, Objective, Problem, Solution, Stability, planned, weights_of
 
 # %% ../../nbs/scheduling/14_decoder.ipynb #15270778
-@njit(cache=True, nogil=True)
+@kernel
 def decode(
     order,  # jobs, each as often as it has operations
     chosen,  # (operations,) mode, or -1: the one that ends first
     appended,  # that many of the first entries keep their machine's sequence
     fixed,
-    urgent,  # see Desk
+    urgent,
+    plain,  # see Desk
     op,
     job,
     machine,
@@ -80,9 +81,12 @@ def decode(
             o = job[j, TO_DO]
             named[j] += 1
             if op[o, JOB] == j and o < named[j]:  # not planned already, with what is before it
-                n = place(
-                    o, chosen, i < appended, op, job, machine, mode, table, need, change, node, level, finger, limit
-                )
+                if plain:
+                    n = place_alone(o, chosen, i < appended, op, job, machine, mode, table)
+                else:
+                    n = place(
+                        o, chosen, i < appended, op, job, machine, mode, table, need, change, node, level, finger, limit
+                    )
                 if n:
                     skip_done(j, op, job)
                     again = True
@@ -98,7 +102,7 @@ def decode(
 (MAKESPAN, TOTAL_TARDINESS, WEIGHTED_TARDINESS, NUMBER_LATE, FLOW_TIME, SETUP_TIME, ENERGY_COST, STABILITY) = range(8)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def value_on(
     worth,  # what `Decoder.worth` holds
     op,
@@ -133,7 +137,7 @@ def value_on(
     return total, late
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _setups_on(op, machine, table):
     total = 0
     for m in range(len(machine) - 1):
@@ -146,7 +150,7 @@ def _setups_on(op, machine, table):
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _energy_on(power, price_time, price, op, machine, table):
     total = 0.0
     counted = np.zeros(len(power), np.bool_)  # what is under way on a machine counts once
@@ -165,7 +169,7 @@ def _energy_on(power, price_time, price, op, machine, table):
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _paid(until, price_time, price):
     paid = 0.0
     for i in range(len(price)):
@@ -221,7 +225,7 @@ class Decoder:
         desk, board = self.desk, self.desk.board
         chosen = np.full(desk.arrays.operations, -1) if chosen is None else chosen
         desk.clear()
-        if not decode(order, chosen, appended, desk.fixed, desk.urgent, *board):
+        if not decode(order, chosen, appended, desk.fixed, desk.urgent, desk.is_plain, *board):
             return math.inf
         value, late = self.value_now()
         return value + self.penalty * late

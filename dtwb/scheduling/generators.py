@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
-from .arrays import NEVER, Arrays, to_arrays
+from .arrays import NEVER, Arrays, kernel, to_arrays
 from dtwb.scheduling.placing import (
     AFTER,
     BEFORE,
@@ -72,7 +71,7 @@ GENERATOR_RULES = (
 LOOK_AHEAD = 2.0, 0.5  # how far ATC looks, in mean durations; ATCS, in mean set-ups
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def priority(rule, duration, now, there, setup, work, steps, due, weight, rank, mean_duration, mean_setup):
     "What `rule` says of an operation that could start at `now`; its part is there since `there`."
     if rule == SPT:
@@ -184,7 +183,7 @@ def _means(a: Arrays) -> tuple[float, float]:
 (WHO, HOW, LONG, THERE, NOW, DONE) = range(6)  # columns of a line
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _queue_up(
     j, plain, line, begins, length, top, op, job, machine, mode, table, need, change, node, level, finger, limit
 ):
@@ -214,7 +213,7 @@ def _queue_up(
     top[m] = min(top[m], row[DONE])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _next_on(o, m, duration, there, op, machine, table):
     "Start and end on machine `m`, behind what is on it."
     last = machine[m, TAIL]
@@ -226,7 +225,7 @@ def _next_on(o, m, duration, there, op, machine, table):
     return open_from(m, start, duration, op[o, CLOSING_OF], machine, table)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _look_again(
     m, plain, line, begins, length, top, op, job, machine, mode, table, need, change, node, level, finger, limit
 ):
@@ -261,7 +260,7 @@ def _look_again(
             i += 1
 
 # %% ../../nbs/scheduling/12_generators.ipynb #5b9c9fc0
-@njit(cache=True, nogil=True)
+@kernel
 def _choose(m, line, rule, delay, rank, work, steps, weight, means, top, begins, length, op, job, machine, table):
     "The row of what goes first on machine `m`."
     first = NEVER
@@ -294,7 +293,7 @@ def _choose(m, line, rule, delay, rank, work, steps, weight, means, top, begins,
     return best
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def generate(
     rule,  # its number
     delay,  # 0 (non-delay) .. 1 (active)

@@ -9,16 +9,15 @@ __all__ = ['JOB', 'FAMILY', 'CLOSING', 'WAIT', 'STARTED', 'MODES', 'USES', 'MAKE
            'SHUTS', 'SETUPS', 'ROWS', 'SIZE', 'TRAVEL', 'FREE_FIRST', 'SET_UP_FIRST', 'HEAD', 'TAIL', 'FROM', 'TO',
            'UNITS', 'SERVED', 'TRIED', 'TIME', 'NEXT', 'PREVIOUS', 'USERS', 'MACHINE', 'DURATION', 'MATERIAL',
            'QUANTITY', 'TRIES', 'Board', 'to_board', 'seek', 'node_at', 'take', 'give_back', 'clear_from',
-           'stocked_from', 'serve', 'setup_time', 'open_from', 'slot', 'find', 'put', 'lift', 'ready_at',
-           'latest_start', 'best_mode', 'place', 'wipe', 'begin', 'skip_done', 'is_kept']
+           'stocked_from', 'serve', 'setup_time', 'open_from', 'slot', 'find', 'link', 'put', 'lift', 'ready_at',
+           'latest_start', 'best_mode', 'place_alone', 'place', 'wipe', 'begin', 'skip_done', 'is_kept']
 
 # %% ../../nbs/scheduling/08_placing.ipynb #04d2ce50
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .arrays import FIT, NEVER, OVERRUN, to_arrays
+from .arrays import FIT, NEVER, OVERRUN, kernel, to_arrays
 from .problem import Problem
 
 # %% ../../nbs/scheduling/08_placing.ipynb #dfac3ada
@@ -153,7 +152,7 @@ def _profiles(a, n: int, more: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return node, level, finger
 
 # %% ../../nbs/scheduling/08_placing.ipynb #cb01df11
-@njit(cache=True, nogil=True)
+@kernel
 def seek(profile, time, node, finger):
     "The last node of the profile that is not after `time`."
     i = finger[profile]
@@ -165,7 +164,7 @@ def seek(profile, time, node, finger):
     return i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def node_at(profile, time, node, level, finger):
     "The node of the profile at `time`, made if there is none; it has one more user."
     i = seek(profile, time, node, finger)
@@ -181,7 +180,7 @@ def node_at(profile, time, node, level, finger):
     return i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def take(profile, start, end, amount, node, level, finger):
     "Raise the profile by `amount` from `start` to `end`; NEVER: for good."
     if start >= end:
@@ -194,7 +193,7 @@ def take(profile, start, end, amount, node, level, finger):
         i = node[i, NEXT]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def give_back(profile, start, end, amount, node, level, finger):
     "Undo `take`."
     if start >= end:
@@ -210,7 +209,7 @@ def give_back(profile, start, end, amount, node, level, finger):
         _drop(profile, i, node, finger)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _drop(profile, i, node, finger):
     node[i, USERS] -= 1
     if node[i, USERS] == 0:
@@ -221,7 +220,7 @@ def _drop(profile, i, node, finger):
         finger[-1] = i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def clear_from(profile, start, end, limit, node, level, finger):
     "`start`, if the profile stays within `limit` until `end`; else the time from which it does at the earliest."
     i, clear = seek(profile, start, node, finger), start
@@ -233,7 +232,7 @@ def clear_from(profile, start, end, limit, node, level, finger):
     return clear
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def stocked_from(profile, time, quantity, node, level):
     "The earliest time from `time` on at which `quantity` can be taken for good; NEVER if there is none."
     i = node[profile, PREVIOUS]
@@ -244,7 +243,7 @@ def stocked_from(profile, time, quantity, node, level):
     return max(time, node[i, TIME])
 
 # %% ../../nbs/scheduling/08_placing.ipynb #d2713abf
-@njit(cache=True, nogil=True)
+@kernel
 def serve(o, start, end, op, table, need, node, level, finger, limit):
     "`start`, if the needs of operation `o` can be served until `end` (SERVED says by whom); else when to try next."
     q, first, last = op[o, NEEDS], op[o, NEEDS], op[o + 1, NEEDS]
@@ -275,7 +274,7 @@ def serve(o, start, end, op, table, need, node, level, finger, limit):
     return start
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _relief(first, last, start, end, table, need, node, level, finger, limit):
     latest, following = start, NEVER
     for q in range(first, last):
@@ -291,7 +290,7 @@ def _relief(first, last, start, end, table, need, node, level, finger, limit):
     return latest if latest > start else following
 
 # %% ../../nbs/scheduling/08_placing.ipynb #9ca3df18
-@njit(cache=True, nogil=True)
+@kernel
 def setup_time(m, before, after, machine, table):
     at = machine[m, SETUPS]
     if at < 0 or before == after:
@@ -300,7 +299,7 @@ def setup_time(m, before, after, machine, table):
     return table[at + table[rows + before] * machine[m, SIZE] + table[rows + after]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def open_from(m, time, duration, closing, machine, table):
     "Start and end of work of that length, from `time` on; NEVER if the machine does not open for it."
     if machine[m, OPENS] < 0:
@@ -328,7 +327,7 @@ def open_from(m, time, duration, closing, machine, table):
     return NEVER, NEVER
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def slot(o, m, duration, time, append, op, machine, table):
     "Start, end and what it comes after on machine `m` (-1: nothing; below: -2 - the batch that it joins)."
     b, family, closing = machine[m, TAIL], op[o, FAMILY], op[o, CLOSING]
@@ -356,7 +355,7 @@ def slot(o, m, duration, time, append, op, machine, table):
         b = n
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def find(o, m, duration, time, append, op, machine, table, need, change, node, level, finger, limit):
     "The same, with people and material there too."
     while True:
@@ -376,7 +375,22 @@ def find(o, m, duration, time, append, op, machine, table, need, change, node, l
         time = later
 
 # %% ../../nbs/scheduling/08_placing.ipynb #8f3e901b
-@njit(cache=True, nogil=True)
+@kernel
+def link(o, m, after, op, machine):
+    "Operation `o` comes behind `after` on machine `m`."
+    following = op[after, AFTER] if after >= 0 else machine[m, HEAD]
+    op[o, BEFORE], op[o, AFTER] = after, following
+    if after >= 0:
+        op[after, AFTER] = o
+    else:
+        machine[m, HEAD] = o
+    if following >= 0:
+        op[following, BEFORE] = o
+    else:
+        machine[m, TAIL] = o
+
+
+@kernel
 def put(o, k, start, end, after, op, machine, mode, table, need, change, node, level, finger, limit):
     "Operation `o` is done in mode `k` then."
     m = mode[k, MACHINE]
@@ -385,17 +399,8 @@ def put(o, k, start, end, after, op, machine, mode, table, need, change, node, l
         op[o, LEADER] = -2 - after
         op[-2 - after, MEMBERS] += 1
     else:
-        following = op[after, AFTER] if after >= 0 else machine[m, HEAD]
         op[o, LEADER], op[o, MEMBERS], op[o, LASTS] = o, 1, mode[k, DURATION]
-        op[o, BEFORE], op[o, AFTER] = after, following
-        if after >= 0:
-            op[after, AFTER] = o
-        else:
-            machine[m, HEAD] = o
-        if following >= 0:
-            op[following, BEFORE] = o
-        else:
-            machine[m, TAIL] = o
+        link(o, m, after, op, machine)
     if op[o, NEEDS] < op[o + 1, NEEDS]:
         serve(o, start, end, op, table, need, node, level, finger, limit)
         for q in range(op[o, NEEDS], op[o + 1, NEEDS]):
@@ -406,7 +411,7 @@ def put(o, k, start, end, after, op, machine, mode, table, need, change, node, l
         take(np.int64(change[u, MATERIAL]), end, NEVER, change[u, QUANTITY], node, level, finger)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def lift(o, op, machine, need, change, node, level, finger):
     "Operation `o` is not planned any more; nobody has joined it."
     m, start, end = op[o, ON], op[o, START], op[o, END]
@@ -431,7 +436,7 @@ def lift(o, op, machine, need, change, node, level, finger):
     op[o, START] = -1
 
 # %% ../../nbs/scheduling/08_placing.ipynb #a75e7de1
-@njit(cache=True, nogil=True)
+@kernel
 def ready_at(o, m, op, job, machine, table):
     "When the part of operation `o` can be at machine `m`."
     j = op[o, JOB]
@@ -440,14 +445,14 @@ def ready_at(o, m, op, job, machine, table):
     return op[o - 1, END] + table[machine[op[o - 1, ON], TRAVEL] + m]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def latest_start(o, op, job):
     if op[o, WAIT] < 0:
         return NEVER
     return op[o, WAIT] + (job[op[o, JOB], RELEASE] if o == job[op[o, JOB], FIRST] else op[o - 1, END])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def best_mode(o, chosen, append, op, job, machine, mode, table, need, change, node, level, finger, limit):
     "(mode, start, end, after) with the earliest end; mode -1: too late by `start` in the best, NEVER if not at all."
     found, best_start, best_end, best_after, short = -1, NEVER, NEVER, -1, NEVER
@@ -474,11 +479,32 @@ def best_mode(o, chosen, append, op, job, machine, mode, table, need, change, no
             found, best_start, best_end, best_after = k, start, end, after
     return found, best_start if found >= 0 else short, best_end, best_after
 
+# %% ../../nbs/scheduling/08_placing.ipynb #db6554ca
+@kernel
+def place_alone(o, chosen, append, op, job, machine, mode, table):
+    "Plan operation `o`, which may wait and needs its machine alone; was it possible?"
+    found, best_start, best_end, best_after, pick = -1, NEVER, NEVER, -1, chosen[o] if len(chosen) else -1
+    for k in range(op[o, MODES], op[o + 1, MODES]):
+        if pick >= 0 and k != pick:
+            continue
+        m = mode[k, MACHINE]
+        ready = max(ready_at(o, m, op, job, machine, table), op[o, EARLIEST])
+        start, end, after = slot(o, m, mode[k, DURATION], ready, append, op, machine, table)
+        if start < NEVER and (end < best_end or (end == best_end and start > best_start)):
+            found, best_start, best_end, best_after = k, start, end, after
+    if found < 0:
+        return 0
+    m = mode[found, MACHINE]
+    op[o, START], op[o, END], op[o, ON], op[o, MODE] = best_start, best_end, m, found
+    op[o, LEADER], op[o, MEMBERS] = o, 1
+    link(o, m, best_after, op, machine)
+    return 1
+
 # %% ../../nbs/scheduling/08_placing.ipynb #76a09768
 TRIES = 5000  # how often a chain is moved before it is given up
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def place(o, chosen, append, op, job, machine, mode, table, need, change, node, level, finger, limit):
     "Plan operation `o` and what may not wait after it; returns how many were planned, 0 if it cannot be done (yet)."
     first, last, tries = o, o, 0
@@ -511,7 +537,7 @@ def place(o, chosen, append, op, job, machine, mode, table, need, change, node, 
     return last + 1 - first
 
 # %% ../../nbs/scheduling/08_placing.ipynb #3ebefc36
-@njit(cache=True, nogil=True)
+@kernel
 def wipe(op, job, machine):
     "Take everything off the board; its profiles are put back by the caller."
     for m in range(len(machine)):
@@ -523,7 +549,7 @@ def wipe(op, job, machine):
         job[j, TO_DO] = job[j, FIRST]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, node, level, finger, limit):
     "Put up what is under way and what must stay (`fixed`, in order of time), and what may not wait; can it be done?"
     for o in fixed:
@@ -569,14 +595,14 @@ def begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, no
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def skip_done(j, op, job):
     "Let TO_DO be the first operation of job `j` that is not planned."
     while op[job[j, TO_DO], JOB] == j and op[job[j, TO_DO], START] >= 0:
         job[j, TO_DO] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def is_kept(op, job):
     "Is nothing planned that waits too long, or that is late for what is fixed?"
     for o in range(len(op) - 1):
