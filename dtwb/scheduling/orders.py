@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
@@ -31,6 +30,7 @@ from dtwb.scheduling.annealing import (
     first_or_rule,
     shift_entry,
 )
+from .arrays import kernel
 from dtwb.scheduling.decoder import (
     ENERGY_COST,
     FLOW_TIME,
@@ -68,7 +68,7 @@ from .problem import Objective, Problem, Solution, Stability, verify
 NONE, SHIFT, SWAP, TO_MODE, HOLD = range(5)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def make(kind, a, b, order, chosen, op):  # what `take_back` needs to know
     "Make a move: entry `a` to place `b`, or operation `a` to mode `b`, or not before tick `b`."
     if kind == SHIFT:
@@ -85,7 +85,7 @@ def make(kind, a, b, order, chosen, op):  # what `take_back` needs to know
     return before
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def take_back(kind, a, b, before, order, chosen, op):
     "The opposite of a move that `make` gave `before` for."
     if kind == SHIFT:
@@ -121,7 +121,7 @@ def new_walk(operations: int, modes: int) -> Walk:
     return Walk(np.zeros(8, np.int64), np.zeros(1), *until, *rows, np.zeros(1, np.uint64))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def is_tabu(w, kind, a, b):
     "Would this move undo what must stay for now?"
     now = w.count[CLOCK]
@@ -135,7 +135,7 @@ def is_tabu(w, kind, a, b):
     return w.until_held[a] > now
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def remember(w, kind, a, b, before, until):
     "What must not be undone until then."
     if kind == SHIFT:
@@ -149,7 +149,7 @@ def remember(w, kind, a, b, before, until):
         w.until_held[a] = until
 
 # %% ../../nbs/scheduling/31_orders.ipynb #cf5469ee
-@njit(cache=True, nogil=True)
+@kernel
 def find_what_matters(w, worth, op, job):
     "Mark the operations that the plan's cost hangs on."
     weights, weight, n, last = worth[0], worth[1], len(w.start), np.int64(0)
@@ -189,7 +189,7 @@ def find_what_matters(w, worth, op, job):
     w.count[MARKED] = count
 
 # %% ../../nbs/scheduling/31_orders.ipynb #23e67596
-@njit(cache=True, nogil=True)
+@kernel
 def propose(w, holds, order, chosen, flexible, luck, op, worth):  # kind, a, b
     "Draw a move."
     n, count, known_start, price_time = len(order), w.count[MARKED], worth[5], worth[3]
@@ -224,7 +224,7 @@ def propose(w, holds, order, chosen, flexible, luck, op, worth):  # kind, a, b
     return (NONE if order[a] == order[b] else SWAP if draw(luck, 3) == 0 else SHIFT), a, b
 
 # %% ../../nbs/scheduling/31_orders.ipynb #652043d7
-@njit(cache=True, nogil=True)
+@kernel
 def mark_of(op):
     "A number that tells one plan from another."
     h = np.uint64(1469598103934665603)
@@ -233,7 +233,7 @@ def mark_of(op):
     return h
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _name_entries(w, order, job):
     "Which operation each entry of the order is."
     named = job[:, FIRST].copy()
@@ -243,13 +243,13 @@ def _name_entries(w, order, job):
         w.entry[i], w.place[o] = o, i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def walk_orders(
     tries, size, patience, tenure, penalty, holds,  # decodings; neighbours a move; moves; ...; see `anneal`
     order, chosen, flexible,
     best_order, best_chosen, best_held,
     luck, state, w,  # see `anneal`, Walk
-    worth, fixed, urgent, blank_node, blank_level, blank_finger,  # see Decoder and Desk
+    worth, fixed, urgent, plain, blank_node, blank_level, blank_finger,  # see Decoder and Desk
     op, job, machine, mode, table, need, change, node, level, finger, limit,  # see Board
 ):  # fmt: skip
     "Look at `tries` neighbours, and move on whenever enough are looked at."
@@ -289,7 +289,23 @@ def walk_orders(
         wipe(op, job, machine)
         value, late, mark = np.inf, np.inf, np.uint64(0)
         if decode(
-            order, chosen, 0, fixed, urgent, op, job, machine, mode, table, need, change, node, level, finger, limit
+            order,
+            chosen,
+            0,
+            fixed,
+            urgent,
+            plain,
+            op,
+            job,
+            machine,
+            mode,
+            table,
+            need,
+            change,
+            node,
+            level,
+            finger,
+            limit,
         ):
             value, late = value_on(worth, op, job, machine, table)
             mark = mark_of(op)
@@ -366,13 +382,13 @@ class Walker:
         a, d, desk = self.annealer, self.annealer.decoder, self.annealer.decoder.desk
         room = a.order, a.modes, d.flexible, a.best_order, a.best_modes, a.best_held, a.luck, a.state, self.walk
         limits = tries, self.size, PATIENCE, self.tenure, d.penalty, a.holds
-        walk_orders(*limits, *room, d.worth, desk.fixed, desk.urgent, *desk.blank, *desk.board)
+        walk_orders(*limits, *room, d.worth, desk.fixed, desk.urgent, desk.is_plain, *desk.blank, *desk.board)
 
     def run_slice(self) -> None:
         began = time.perf_counter()
         self.run(self.slice)
         took = max(1e-4, time.perf_counter() - began)
-        self.slice = int(np.clip(self.slice * SLICE / took, max(4, self.slice // 2), 2 * self.slice))
+        self.slice = int(np.clip(self.slice * SLICE / took, max(4, self.slice // 2), min(2 * self.slice, 100_000)))
 
     @property
     def is_done(self) -> bool:
