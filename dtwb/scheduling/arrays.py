@@ -8,10 +8,10 @@ __all__ = ['NEVER', 'OVERRUN', 'FIT', 'PAUSE', 'CLOSING', 'Arrays', 'to_arrays',
 # %% ../../nbs/scheduling/06_arrays.ipynb #c61c8512
 import hashlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -219,9 +219,14 @@ def _setups(problem: Problem, families: dict[str, int]) -> dict[str, np.ndarray]
     }
 
 # %% ../../nbs/scheduling/06_arrays.ipynb #c2491214
-def kernel(function: Callable) -> Callable:
+def kernel(
+    function: Callable | None = None,
+    **options: Any,  # more for numba, such as forceinline
+) -> Any:
     "`function`, compiled; the compiled code is kept on disk, and lets other threads run."
-    compiled = njit(cache=True, nogil=True)(function)
+    if function is None:
+        return partial(kernel, **options)
+    compiled = njit(cache=True, nogil=True, **options)(function)
     stored = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if stored is not None:
         stored._source_stamp = stored._source_stamp, _stamp()

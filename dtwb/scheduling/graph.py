@@ -7,17 +7,16 @@ __all__ = ['Graph', 'fits_graph', 'to_graph', 'Selection', 'selection', 'heads',
            'unlink', 'link', 'move_back', 'move_up', 'reassign', 'can_move_back', 'can_move_up', 'length_back',
            'length_up', 'draw', 'critical_path', 'one_machine', 'lower_bound']
 
-# %% ../../nbs/scheduling/28_graph.ipynb #3a7e9fdb
+# %% ../../nbs/scheduling/28_graph.ipynb #4dca01ea
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
-from .arrays import to_arrays
+from .arrays import kernel, to_arrays
 from .problem import Problem
 
-# %% ../../nbs/scheduling/28_graph.ipynb #b12a3f5f
+# %% ../../nbs/scheduling/28_graph.ipynb #33a1d5e5
 class Graph(NamedTuple):
     "A job shop, perhaps a flexible one; operations count from 1."
 
@@ -44,7 +43,7 @@ class Graph(NamedTuple):
     def operations(self) -> int:
         return len(self.job) - 1
 
-# %% ../../nbs/scheduling/28_graph.ipynb #ba63c9cb
+# %% ../../nbs/scheduling/28_graph.ipynb #b219e0e8
 def fits_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -70,7 +69,7 @@ def fits_graph(
         if not problem.is_started(o)
     )
 
-# %% ../../nbs/scheduling/28_graph.ipynb #d0723663
+# %% ../../nbs/scheduling/28_graph.ipynb #8dbba053
 def to_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -105,7 +104,7 @@ def to_graph(
     where = earliest, fixed, place, available, a.travel, last, last
     return Graph(job, before, after, ptrs, on, lasts, *where, *tails, flexible)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #7d587e95
+# %% ../../nbs/scheduling/28_graph.ipynb #9aa3149e
 class Selection(NamedTuple):
     "A plan in the graph."
 
@@ -140,8 +139,8 @@ def selection(graph: Graph) -> Selection:
     ways = tuple(room(whole) for _ in range(7))
     return Selection(*sequences, *ways, np.zeros(n, short), room(short), room(short), room(np.int8), room(whole))
 
-# %% ../../nbs/scheduling/28_graph.ipynb #610a47b5
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #0660addd
+@kernel
 def heads(g: Graph, s: Selection, first: int) -> None:
     "Heads from place `first` of the order on."
     for i in range(first, len(s.order)):
@@ -150,7 +149,7 @@ def heads(g: Graph, s: Selection, first: int) -> None:
         s.end[v] = s.head[v] + s.duration[v]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def tails(g: Graph, s: Selection, last: int) -> None:
     "Tails from place `last` of the order back."
     for i in range(last, -1, -1):
@@ -160,7 +159,7 @@ def tails(g: Graph, s: Selection, last: int) -> None:
         s.rest[v] = s.tail[v] + s.duration[v]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def longest(g: Graph, s: Selection) -> int:  # ticks
     "The longest way from start to end: the makespan, where nothing comes after."
     most = np.int64(0)
@@ -168,8 +167,8 @@ def longest(g: Graph, s: Selection) -> int:  # ticks
         most = max(most, s.end[v] + s.tail[v])
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #6631a12f
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #c89ac966
+@kernel
 def sort(g: Graph, s: Selection) -> bool:  # False: there is a circle
     "A topological order, from nothing, and all heads and tails."
     order, position, mark, before, after, prior, following = (
@@ -204,8 +203,8 @@ def sort(g: Graph, s: Selection) -> bool:  # False: there is a circle
     tails(g, s, n - 1)
     return True
 
-# %% ../../nbs/scheduling/28_graph.ipynb #28fb2228
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #55aee077
+@kernel
 def put_on(g: Graph, s: Selection, v: int, mode: int) -> None:
     "Let operation `v` be done in a mode, which stands at `mode` in the graph's arrays; its neighbours must be known."
     m = g.mode_machine[mode]
@@ -225,7 +224,7 @@ def put_on(g: Graph, s: Selection, v: int, mode: int) -> None:
         s.lag[w] = g.travel[m, s.machine[w]]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def load(g: Graph, s: Selection, machine: np.ndarray, order: np.ndarray) -> bool:  # False: there is a circle
     "The plan in which each operation is on its `machine`, in the sequence of `order`."
     s.prior[:] = 0
@@ -244,8 +243,8 @@ def load(g: Graph, s: Selection, machine: np.ndarray, order: np.ndarray) -> bool
             back[s.machine[v]] = v
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #da6e0058
-@njit(cache=True, nogil=True, forceinline=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #b37e02df
+@kernel(forceinline=True)
 def unlink(s: Selection, v: int) -> None:
     "Take `v` out of its machine's sequence."
     a, b = s.prior[v], s.next[v]
@@ -255,7 +254,7 @@ def unlink(s: Selection, v: int) -> None:
         s.front[s.machine[v]] = b
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def link(s: Selection, v: int, a: int) -> None:
     "Put `v` right behind `a` on its machine; 0: to the front."
     m = s.machine[v]
@@ -268,8 +267,8 @@ def link(s: Selection, v: int, a: int) -> None:
     if b:
         s.prior[b] = v
 
-# %% ../../nbs/scheduling/28_graph.ipynb #fb01dcbf
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #3d32455a
+@kernel
 def move_back(g: Graph, s: Selection, u: int, v: int) -> None:
     "Let `u` be done right after `v`, which is later on its machine."
     unlink(s, u)
@@ -297,7 +296,7 @@ def move_back(g: Graph, s: Selection, u: int, v: int) -> None:
     tails(g, s, high)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def move_up(g: Graph, s: Selection, u: int, v: int) -> None:
     "Let `v` be done right before `u`, which is earlier on its machine."
     unlink(s, v)
@@ -325,7 +324,7 @@ def move_up(g: Graph, s: Selection, u: int, v: int) -> None:
     tails(g, s, high)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def reassign(g: Graph, s: Selection, v: int, mode: int, a: int) -> bool:  # False: that made a circle
     "Let `v` be done in `mode`, right behind `a` on that machine."
     unlink(s, v)
@@ -333,22 +332,22 @@ def reassign(g: Graph, s: Selection, v: int, mode: int, a: int) -> bool:  # Fals
     link(s, v, a)
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #c32feb51
-@njit(cache=True, nogil=True, forceinline=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #b64eb7f4
+@kernel(forceinline=True)
 def can_move_back(g: Graph, s: Selection, u: int, v: int) -> bool:
     w = g.after[u]
     tail, rest, head, end = s.tail[w], s.rest[v], s.head[v], s.end[w]
     return w == 0 or (w != v and (tail < rest or head < end))
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def can_move_up(g: Graph, s: Selection, u: int, v: int) -> bool:
     w = g.before[v]
     head, end, tail, rest = s.head[w], s.end[u], s.tail[u], s.rest[w]
     return w == 0 or (w != u and (head < end or tail < rest))
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def length_back(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     "The longest way through what stands between `u` and `v`, once `u` is right after `v`."
     end, count, x = s.end[s.prior[u]], 0, s.next[u]
@@ -373,7 +372,7 @@ def length_back(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     return most
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def length_up(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
     "The longest way through what stands between `u` and `v`, once `v` is right before `u`."
     rest, count, x = s.rest[s.next[v]], 0, s.prior[v]
@@ -397,8 +396,8 @@ def length_up(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
         x = s.next[x]
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #fc43ecc5
-@njit(cache=True, nogil=True, forceinline=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #cd34dbe9
+@kernel(forceinline=True)
 def draw(random: np.ndarray, n: int) -> int:
     "A number below `n`; `random` holds one word of state (xorshift, Marsaglia 2003)."
     x = random[0]
@@ -409,7 +408,7 @@ def draw(random: np.ndarray, n: int) -> int:
     return np.int64((x >> np.uint64(11)) % np.uint64(n))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def critical_path(g: Graph, s: Selection, length: int, random: np.ndarray) -> int:  # its operations; they are in s.path
     "One of the longest ways, drawn at random where they part."
     v, seen = 0, 0
@@ -435,8 +434,8 @@ def critical_path(g: Graph, s: Selection, length: int, random: np.ndarray) -> in
         s.path[i - first] = s.path[i]
     return n - first
 
-# %% ../../nbs/scheduling/28_graph.ipynb #d017d397
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/28_graph.ipynb #f2b6c5aa
+@kernel
 def one_machine(head: np.ndarray, duration: np.ndarray, tail: np.ndarray) -> int:  # ticks
     "The makespan of Jackson's preemptive schedule."
     n = len(head)

@@ -7,9 +7,9 @@ __all__ = ['MAX_REACH', 'NO_WAY', 'SIDE', 'BACK', 'UP', 'MODE', 'PATIENCE', 'SLI
            'reaches', 'cost_back', 'cost_up', 'Memory', 'memory', 'consider', 'hold', 'is_tabu', 'remember',
            'find_block_moves', 'look_at_blocks', 'look_at_modes', 'find_costly', 'look_at_chains',
            'look_at_other_machines', 'search', 'scatter', 'Found', 'Elite', 'relinked', 'Searcher', 'covers',
-           'in_graph', 'as_solution', 'least_cost', 'watch', 'tabu']
+           'in_graph', 'is_on_time', 'as_solution', 'least_cost', 'watch', 'tabu']
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #20a6ac73
+# %% ../../nbs/scheduling/30_tabu.ipynb #0489feb5
 import math
 import threading
 import time
@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule
-from .arrays import NEVER, to_arrays
+from .arrays import NEVER, kernel, to_arrays
 from dtwb.scheduling.graph import (
     Graph,
     Selection,
@@ -45,7 +44,7 @@ from dtwb.scheduling.graph import (
 )
 from .problem import Objective, Problem, Solution, Stability, is_regular, weights_of
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #e0e50a5f
+# %% ../../nbs/scheduling/30_tabu.ipynb #ef772a7c
 class Costs(NamedTuple):
     "What the ends of jobs cost, and room to work it out."
 
@@ -67,7 +66,7 @@ class Costs(NamedTuple):
 MAX_REACH = 40_000_000  # entries of `reach`, 320 MB
 NO_WAY = -(2**60)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #32221c7e
+# %% ../../nbs/scheduling/30_tabu.ipynb #c793c025
 def to_costs(
     graph: Graph,
     problem: Problem,
@@ -104,8 +103,8 @@ def to_costs(
         queue=np.zeros(n + 1, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #7df59883
-@njit(cache=True, nogil=True, fastmath=True, forceinline=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #7dcbef87
+@kernel(fastmath=True, forceinline=True)
 def total(c: Costs, ends: np.ndarray) -> float:
     "What these ends of jobs cost."
     value, last = c.constant, np.int64(0)
@@ -117,7 +116,7 @@ def total(c: Costs, ends: np.ndarray) -> float:
     return value + c.makespan * last
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cost(g: Graph, s: Selection, c: Costs) -> float:
     "What the plan costs."
     for j in range(len(g.last)):
@@ -125,7 +124,7 @@ def cost(g: Graph, s: Selection, c: Costs) -> float:
     return total(c, c.ends)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def reaches(g: Graph, s: Selection, c: Costs, last: int) -> None:
     "The ways to all ends of jobs, from place `last` of the order back."
     for i in range(last, -1, -1):
@@ -134,21 +133,21 @@ def reaches(g: Graph, s: Selection, c: Costs, last: int) -> None:
         for j in range(c.reach.shape[1]):
             c.reach[v, j] = max(c.reach[x, j] + way, c.reach[y, j]) + lasts
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #d524e8b9
-@njit(cache=True, nogil=True, forceinline=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #55a20c68
+@kernel(forceinline=True)
 def _keep_others(fresh, ends, reach, u, head):
     for j in range(fresh.shape[0]):
         fresh[j] = ends[j] if reach[u, j] + head < ends[j] else 0
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def _let_on(fresh, reach, row, there):
     "From `there` on, what the row leads to goes on."
     for j in range(fresh.shape[0]):
         fresh[j] = max(fresh[j], reach[row, j] + there)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def cost_back(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     "What the plan would cost, about, with `u` right after `v`."
     _keep_others(c.fresh, c.ends, c.reach, u, s.head[u])
@@ -165,7 +164,7 @@ def cost_back(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     return total(c, c.fresh)
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def cost_up(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     "What the plan would cost, about, with `v` right before `u`."
     _keep_others(c.fresh, c.ends, c.reach, u, s.head[u])
@@ -179,7 +178,7 @@ def cost_up(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     _let_on(c.fresh, c.reach, s.next[v], end)
     return total(c, c.fresh)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #11b2c68e
+# %% ../../nbs/scheduling/30_tabu.ipynb #809561de
 class Memory(NamedTuple):
     "What is tabu, for how long, and the best move seen so far."
 
@@ -207,8 +206,8 @@ def memory(graph: Graph, seed: int) -> Memory:
     whole = [np.zeros(size, np.int64) for size in (2, 5, 5)]
     return Memory(pairs, modes, whole[0], word, *whole[1:], np.zeros(1), np.zeros((4 * n + 4, 3), np.int32))
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #08609f6e
-@njit(cache=True, nogil=True, forceinline=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #5a61c32c
+@kernel(forceinline=True)
 def consider(t: Memory, value: float, kind: int, u: int, v: int, mode: int) -> None:
     "Choose this move if it is the best so far; among equals one is drawn."
     if value < t.value[0]:
@@ -221,7 +220,7 @@ def consider(t: Memory, value: float, kind: int, u: int, v: int, mode: int) -> N
     t.choice[0], t.choice[1], t.choice[2], t.choice[3] = kind, u, v, mode
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def hold(t: Memory, kind: int, u: int, v: int) -> None:
     "Keep a move that is tabu, drawn from all of them, for when there is no other."
     t.spare[4] += 1
@@ -229,7 +228,7 @@ def hold(t: Memory, kind: int, u: int, v: int) -> None:
         t.spare[0], t.spare[1], t.spare[2] = kind, u, v
 
 
-@njit(cache=True, nogil=True, forceinline=True)
+@kernel(forceinline=True)
 def is_tabu(s: Selection, t: Memory, kind: int, u: int, v: int) -> bool:
     "Would this move take back what must stay for now?"
     now, pairs, prior, following = t.clock[0], t.pairs, s.prior, s.next
@@ -244,7 +243,7 @@ def is_tabu(s: Selection, t: Memory, kind: int, u: int, v: int) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def remember(s: Selection, t: Memory, kind: int, u: int, v: int, until: int) -> None:
     "Before a move is made: what must not be taken back."
     side = t.pairs.shape[0] - 1
@@ -261,8 +260,8 @@ def remember(s: Selection, t: Memory, kind: int, u: int, v: int, until: int) -> 
     else:
         t.modes[u, s.machine[u]] = until
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #4be67467
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #f732f875
+@kernel
 def find_block_moves(s: Selection, moves: np.ndarray, count: int) -> int:  # how many; (kind, u, v) are in `moves`
     "All moves of N7 on the critical path, the first `count` entries of `s.path`."
     first, found = 0, 0
@@ -288,7 +287,7 @@ def find_block_moves(s: Selection, moves: np.ndarray, count: int) -> int:  # how
     return found
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_at_blocks(g: Graph, s: Selection, t: Memory, count: int) -> None:
     "The best move of N7 that is not tabu."
     for i in range(find_block_moves(s, t.moves, count)):
@@ -307,8 +306,8 @@ def look_at_blocks(g: Graph, s: Selection, t: Memory, count: int) -> None:
             else:
                 consider(t, float(length), kind, u, v, 0)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #c14f756c
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #98779b37
+@kernel
 def look_at_modes(g: Graph, s: Selection, t: Memory, count: int) -> None:
     "All other machines for the operations of the critical path, and all places on them."
     head, end, rest, following, until = s.head, s.end, s.rest, s.next, t.modes
@@ -339,7 +338,7 @@ def look_at_modes(g: Graph, s: Selection, t: Memory, count: int) -> None:
                 x, y = y, following[y]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _window(g, s, v, m):
     "When the job's part of `v` can be on machine `m`, and what its job and that machine still need afterwards."
     a, b = g.before[v], g.after[v]
@@ -350,8 +349,8 @@ def _window(g, s, v, m):
     out = s.rest[b] + g.travel[m, s.machine[b]] if b else g.job_tail[v]
     return max(g.available[m], there), max(g.machine_tail[m], out)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #db56af90
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #7ff072ec
+@kernel
 def find_costly(g: Graph, s: Selection, c: Costs) -> int:  # how many; they are in c.queue
     "The operations that a costly end hangs on."
     mark, end, head, queue, ends = s.mark, s.end, s.head, c.queue, c.ends
@@ -383,7 +382,7 @@ def find_costly(g: Graph, s: Selection, c: Costs) -> int:  # how many; they are 
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_at_chains(g: Graph, s: Selection, c: Costs, t: Memory, count: int, longest_move: int) -> None:
     "Moves of costly operations along their machines, past at most `longest_move` others."
     head, end, prior = s.head, s.end, s.prior
@@ -409,7 +408,7 @@ def look_at_chains(g: Graph, s: Selection, c: Costs, t: Memory, count: int, long
             w, u = u, prior[u]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def look_at_other_machines(g: Graph, s: Selection, c: Costs, t: Memory, count: int) -> None:
     "All other machines for costly operations, and all places on them."
     head, end, following, until, fresh, reach = s.head, s.end, s.next, t.modes, c.fresh, c.reach
@@ -440,8 +439,8 @@ def look_at_other_machines(g: Graph, s: Selection, c: Costs, t: Memory, count: i
                     break
                 x, y = y, following[y]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #2144d9b9
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #a35d1a5c
+@kernel
 def search(
     g: Graph,
     s: Selection,
@@ -509,8 +508,8 @@ def search(
             t.clock[1] += 1
     return best
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #b14c8adf
-@njit(cache=True, nogil=True)
+# %% ../../nbs/scheduling/30_tabu.ipynb #3849c0e0
+@kernel
 def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, order: np.ndarray) -> None:
     "Write a random non-delay plan to `machine` and `order`."
     n, jobs = len(order), len(g.last)
@@ -546,7 +545,7 @@ def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, ord
         free[machine[v]] = max(free[machine[v]], best_end[chosen])
         at[chosen] = g.after[v]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #65099255
+# %% ../../nbs/scheduling/30_tabu.ipynb #62371967
 @dataclass(frozen=True)
 class Found:
     "A plan in the graph, and what it is worth."
@@ -608,7 +607,7 @@ class Elite:
             a, b = rng.choice(len(self.plans), 2, replace=False)
             return self.plans[a], self.plans[b]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #c625c6f1
+# %% ../../nbs/scheduling/30_tabu.ipynb #0e00d076
 def relinked(
     a: Found,
     b: Found,
@@ -623,7 +622,7 @@ def relinked(
     order = (np.argsort(key[1:], kind="stable") + 1).astype(np.int32)
     return np.where(rng.random(n + 1) < share, b.machine, a.machine).astype(np.int32), order
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #e1dabafb
+# %% ../../nbs/scheduling/30_tabu.ipynb #a5c6c116
 PATIENCE = (
     12_500  # moves without a better plan after which a search ends; where ends are priced a move takes longer: a third
 )
@@ -741,7 +740,7 @@ def _no_costs() -> Costs:
         np.zeros(0, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #3b2ae67d
+# %% ../../nbs/scheduling/30_tabu.ipynb #2a760ae1
 def covers(
     problem: Problem,
     objective: Objective | str,
@@ -757,7 +756,6 @@ def covers(
 def in_graph(
     graph: Graph,
     solution: Solution,
-    value: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # machine, order
     "The sequences of `solution`."
     n = graph.operations
@@ -768,6 +766,21 @@ def in_graph(
     return machine, order.astype(np.int32)
 
 
+def is_on_time(problem: Problem, graph: Graph, found: Found) -> bool:
+    "Does it meet every deadline?"
+    durations = _durations(graph, found.machine)
+    return bool((found.head[graph.last] + durations[graph.last] <= to_arrays(problem).job_deadline).all())
+
+
+def _durations(graph: Graph, machine: np.ndarray) -> np.ndarray:  # (operations + 1,) int64, ticks
+    n = graph.operations
+    durations = np.zeros(n + 1, np.int64)
+    owner = np.repeat(np.arange(1, n + 1), np.diff(graph.mode_ptr[1:]))
+    here = graph.mode_machine == machine[owner]
+    durations[owner[here]] = graph.mode_duration[here]
+    return durations
+
+
 def as_solution(
     problem: Problem,
     graph: Graph,
@@ -776,15 +789,9 @@ def as_solution(
     **more: Any,  # bound, status, how, trace, method, wall_time
 ) -> Solution:
     "The plan of `found`."
-    machine, n = found.machine, graph.operations
-    durations = np.zeros(n + 1, np.int64)
-    owner = np.repeat(np.arange(1, n + 1), np.diff(graph.mode_ptr[1:]))
-    here = graph.mode_machine == machine[owner]
-    durations[owner[here]] = graph.mode_duration[here]
     starts = found.head[1:]
-    return Solution.of(
-        problem, objective, starts.tolist(), (starts + durations[1:]).tolist(), machine[1:].tolist(), **more
-    )
+    ends = starts + _durations(graph, found.machine)[1:]
+    return Solution.of(problem, objective, starts.tolist(), ends.tolist(), found.machine[1:].tolist(), **more)
 
 
 def least_cost(
@@ -808,7 +815,7 @@ def least_cost(
         bound += float(total(costs, costs.ends))
     return bound
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #846d385a
+# %% ../../nbs/scheduling/30_tabu.ipynb #45be254a
 def watch(
     elite: Elite,
     threads: list[threading.Thread],
@@ -859,6 +866,8 @@ def tabu(
         return stopped[0] or time.perf_counter() - began > time_limit
 
     def told(found: Found) -> None:
+        if not is_on_time(problem, graph, found):
+            return
         trace.append((time.perf_counter() - began, found.value, bound))
         if callback:
             callback(*trace[-1])
@@ -869,7 +878,7 @@ def tabu(
     def explore(searcher: Searcher, plan: Solution | None) -> None:
         try:
             if plan is not None:
-                searcher.run(*in_graph(graph, plan, plan.objective), bound, over, moves)
+                searcher.run(*in_graph(graph, plan), bound, over, moves)
             searcher.explore(bound, over, moves)
         except BaseException as e:
             failed.append(e)
@@ -888,6 +897,10 @@ def tabu(
     if failed:
         raise failed[0]
     assert elite.best is not None
+    if not is_on_time(problem, graph, elite.best):
+        if first is not None:
+            return first
+        raise ScheduleError("no solution was found that meets all deadlines", problem.name)
     optimal = elite.best.value <= bound + 1e-9
     how = "no plan is better" if optimal else "stopped" if stopped[0] else "the time was up"
     if moves is not None and elite.moves >= moves and not optimal:
