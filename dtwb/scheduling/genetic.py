@@ -19,7 +19,18 @@ from .decoder import Decoder
 from .generators import GENERATOR_RULES, covers, generated
 from .graph import Graph, to_graph
 from .problem import Objective, Problem, Solution, Stability, weights_of
-from .tabu import Elite, Found, Searcher, as_solution, in_graph, least_cost, relinked, scatter
+from dtwb.scheduling.tabu import (
+    MAX_REACH,
+    Elite,
+    Found,
+    Searcher,
+    as_solution,
+    in_graph,
+    is_on_time,
+    least_cost,
+    relinked,
+    scatter,
+)
 from .tabu import covers as fits_tabu
 
 # %% ../../nbs/scheduling/34_genetic.ipynb #2ece535a
@@ -74,7 +85,9 @@ def genetic(
     if first is not None:
         watch.found(first.objective)
     kept = dict(keep or {})
-    if improve is None and fits_tabu(problem, objective, reference, stability, kept):
+    n, jobs = len(problem.operations), len(problem.jobs)
+    has_room = (n + 1 + jobs) * jobs <= MAX_REACH
+    if improve is None and has_room and fits_tabu(problem, objective, reference, stability, kept):
         return _bred_in_graph(problem, objective, first, watch, seed, kept)
     if not covers(problem):
         return _bred_forward(problem, first, watch, rng, Forward(problem, objective, reference, stability, keep))
@@ -202,33 +215,16 @@ class _GraphBreeder:
         self.bound, self.watch, self.best = least_cost(problem, self.graph, weights), watch, None
         self.searcher = Searcher(problem, self.graph, weights, Elite(), seed)
         self.searcher.patience //= 5
-        deadlines = [math.inf if job.deadline is None else job.deadline for job in problem.jobs]
-        self.deadlines = np.array(deadlines) if min(deadlines, default=math.inf) < math.inf else None
 
     def is_over(self) -> bool:
         found = self.searcher.elite.best
         if found is not None and (self.best is None or found.value < self.best.value - 1e-9):
             self.best = found
-            if self.is_on_time(found):
+            if is_on_time(self.searcher.problem, self.graph, found):
                 self.watch.found(found.value)
                 if found.value <= self.bound + 1e-9:
                     self.watch.how = "nothing is left to improve"
         return bool(self.watch.how) or self.watch.is_over()
-
-    def is_on_time(self, found: Found) -> bool:
-        if self.deadlines is None:
-            return True
-        graph, last = self.graph, self.graph.last
-        on = found.machine[last]
-        lasts = [
-            next(
-                graph.mode_duration[k]
-                for k in range(graph.mode_ptr[v], graph.mode_ptr[v + 1])
-                if at == graph.mode_machine[k]
-            )
-            for v, at in zip(last.tolist(), on.tolist())
-        ]
-        return bool((found.head[last] + np.array(lasts) <= self.deadlines).all())
 
     def grown(self, machine: np.ndarray, order: np.ndarray) -> Found:
         "The plan after a short tabu search."
@@ -251,7 +247,7 @@ def _bred_in_graph(
     breeder, rng = _GraphBreeder(problem, objective, watch, seed, keep), np.random.default_rng(seed)
     people: list[Found] = []
     if first is not None:
-        people.append(breeder.grown(*in_graph(breeder.graph, first, first.objective)))
+        people.append(breeder.grown(*in_graph(breeder.graph, first)))
     while len(people) < POPULATION // 2 and not (people and breeder.is_over()):
         _admit(people, breeder.from_nothing(), fresh=True)
     barren = 0
@@ -267,11 +263,13 @@ def _bred_in_graph(
                 _admit(people, breeder.from_nothing(), fresh=True)
             barren = 0
     best = breeder.best
-    if best is None or (first is not None and (best.value >= first.objective - 1e-9 or not breeder.is_on_time(best))):
+    if best is None or (
+        first is not None and (best.value >= first.objective - 1e-9 or not is_on_time(problem, breeder.graph, best))
+    ):
         assert first is not None
         solution = watch.ended(first, "genetic")
     else:
-        if not breeder.is_on_time(best):
+        if not is_on_time(problem, breeder.graph, best):
             raise ScheduleError(f"genetic found no plan that meets every deadline: {watch.how}", problem.name)
         solution = watch.ended(as_solution(problem, breeder.graph, best, objective), "genetic")
     optimal = solution.objective <= breeder.bound + 1e-9

@@ -116,9 +116,10 @@ class Walk(NamedTuple):
 
 def new_walk(operations: int, modes: int) -> Walk:
     n = operations
-    rows = [np.zeros(n, np.int64) for _ in range(7)]
-    until = np.zeros((n, 2), np.int64), np.zeros(modes + n, np.int64)
-    return Walk(np.zeros(8, np.int64), np.zeros(1), *until, *rows, np.zeros(1, np.uint64))
+    held, entry, place, start, mode, before, marked = (np.zeros(n, np.int64) for _ in range(7))
+    until = np.zeros((n, 2), np.int64), np.zeros(modes + n, np.int64), held
+    plan = entry, place, start, mode, before, marked
+    return Walk(np.zeros(8, np.int64), np.zeros(1), *until, *plan, np.zeros(1, np.uint64))
 
 
 @kernel
