@@ -235,8 +235,7 @@ def search_shown(
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as shown:
         task = shown.add_task(method, total=time_limit, news="looking for a first plan")
 
-        def found(*news: Any) -> None:  # (time, objective, bound), or a Solution
-            objective, bound = news[1:] if len(news) == 3 else (news[0].objective, news[0].bound)
+        def found(time: float, objective: float, bound: float | None) -> None:
             shown.update(task, news=say_search(objective, bound))
 
         yield found, lambda: shown.update(task, completed=time.monotonic() - began)
@@ -341,7 +340,7 @@ def schedule_options(
         raise ScheduleError(f"a time limit is a number of seconds above 0, {time_limit:g} is not", "--time-limit")
     if workers is not None and not 1 <= workers <= 1024:
         raise ScheduleError(f"there is at least one worker and at most 1024, {workers} is not", "--workers")
-    method = method or ("portfolio" if "portfolio" in METHODS else "cpsat")
+    method = method or "portfolio"
     if method not in METHODS:
         raise ScheduleError(f"there is no method {method!r}", "--method", f"known: {', '.join(METHODS)}")
     try:

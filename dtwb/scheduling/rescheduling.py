@@ -346,7 +346,7 @@ def right_shifted(
     stability: Stability | None = None,
 ) -> Solution:
     "The old plan, its machines and sequences, shifted to where it still can be."
-    found = follow(problem, previous, objective, True, reference, stability)
+    found = follow(problem, previous, objective, True, reference, stability, strict=False)
     if not violations(problem, found):
         return found
     return _shifted_exactly(problem, previous, objective, reference, stability) or found
