@@ -1728,6 +1728,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dtwb.scheduling.rules.run': ('scheduling/rules.html#run', 'dtwb/scheduling/rules.py')},
             'dtwb.scheduling.solve': { 'dtwb.scheduling.solve._check_call': ( 'scheduling/solve.html#_check_call',
                                                                               'dtwb/scheduling/solve.py'),
+                                       'dtwb.scheduling.solve._check_keep': ( 'scheduling/solve.html#_check_keep',
+                                                                              'dtwb/scheduling/solve.py'),
                                        'dtwb.scheduling.solve._check_terms': ( 'scheduling/solve.html#_check_terms',
                                                                                'dtwb/scheduling/solve.py'),
                                        'dtwb.scheduling.solve._combined': ('scheduling/solve.html#_combined', 'dtwb/scheduling/solve.py'),

@@ -6,7 +6,7 @@
 __all__ = ['PROVABLE', 'PROVABLE_PRICED', 'HEAD_START', 'RESTART', 'FIRST_ROUND', 'ROUND', 'LARGE', 'Race', 'Beside',
            'race_on_graph', 'race_on_orders', 'portfolio']
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #43323daa
+# %% ../../nbs/scheduling/37_portfolio.ipynb #4fde5aaf
 import math
 import threading
 import time
@@ -26,7 +26,7 @@ from .graph import to_graph
 from .problem import Objective, Problem, Solution, Stability, weights_of
 from .tabu import Elite, Found, Searcher, as_solution, covers, in_graph, is_on_time, least_cost
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #ac7f091f
+# %% ../../nbs/scheduling/37_portfolio.ipynb #b948167b
 @dataclass
 class Race:
     "What the methods that run side by side share."
@@ -92,12 +92,13 @@ class Race:
             )
         how = f"proved optimal by {self.proved}" if self.is_won else "stopped" if self.stopped else "the time was up"
         bound = None if self.bound == -math.inf else min(self.bound, self.value)
+        who = self.best.method.removeprefix(f"{method} (").removesuffix(")")
         return replace(
             self.best, bound=bound, status="optimal" if self.is_won else "feasible", how=how, trace=tuple(self.trace),
-            method=f"{method} ({self.best.method})", wall_time=self.elapsed,
+            method=f"{method} ({who})", wall_time=self.elapsed,
         )  # fmt: skip
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #e9cec2c8
+# %% ../../nbs/scheduling/37_portfolio.ipynb #40678288
 @dataclass
 class Beside:
     "Threads that run while the main one does something else."
@@ -129,7 +130,7 @@ class Beside:
         if self.failed:
             raise self.failed[0]
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #0e0bbbe9
+# %% ../../nbs/scheduling/37_portfolio.ipynb #628e5455
 PROVABLE, PROVABLE_PRICED = 250, 110  # operations up to which CP-SAT takes part: for the makespan, for the ends of jobs
 HEAD_START = (
     0.06,
@@ -188,7 +189,7 @@ def race_on_graph(
     exchange()
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #80a183e4
+# %% ../../nbs/scheduling/37_portfolio.ipynb #e58edd56
 def _prove(race, problem, objective, seed, workers, keep, elite, graph, exchange, beside) -> None:
     "CP-SAT, again and again, each time from the best plan there is."
 
@@ -235,7 +236,7 @@ def _found(graph, plan: Solution, machine: np.ndarray, order: np.ndarray) -> Fou
             back[machine[v]] = v
     return Found(plan.objective, machine, order, head, prior)
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #9c078510
+# %% ../../nbs/scheduling/37_portfolio.ipynb #627df375
 FIRST_ROUND = 0.15  # share of the time for the first annealing
 ROUND = 0.1, 1.0  # of the time, and s at least, for each later one
 
@@ -301,7 +302,7 @@ def race_on_orders(
                 break
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #e4c527f3
+# %% ../../nbs/scheduling/37_portfolio.ipynb #1603c9d6
 LARGE = 3_000  # operations from which windows of a plan are improved, not the whole
 
 

@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
 from .annealing import annealing
@@ -204,7 +206,7 @@ METHODS: dict[str, Callable[..., Solution]] = (
     IMPROVERS | {"cpsat": _cpsat, "rules": _rules} | {rule: partial(_rule, rule) for rule in RULES}
 )
 
-# %% ../../nbs/scheduling/38_solve.ipynb #76bf9c44
+# %% ../../nbs/scheduling/38_solve.ipynb #6fe5d7d5
 def _in_good_time(
     method: Callable[..., Solution], problem: Problem, objective: Objective, first: Solution, **options: Any
 ) -> Solution:
@@ -227,7 +229,7 @@ def _is_in_good_time(objective: Objective, first: Solution | None, stability: St
     tardy = set(objective.terms) <= {"total_tardiness", "weighted_tardiness", "number_late"}
     return tardy and first is not None and first.objective <= 0 and stability is None
 
-# %% ../../nbs/scheduling/38_solve.ipynb #ea8d2916
+# %% ../../nbs/scheduling/38_solve.ipynb #3794aa22
 def _combined(problem: Problem, stages: list[Terms], plan: Solution) -> Objective:
     "One weighted sum in which the last of `stages` cannot buy anything of those before."
     weights = dict(stages[-1])
@@ -296,8 +298,9 @@ def solve(
 ) -> Solution:  # raises ScheduleError: unknown names, no solution and why
     "Plan `problem`."
     began, objective = time.perf_counter(), Objective.of(objective)
-    _check_call(method, time_limit, workers)
+    _check_call(method, time_limit, workers, seed)
     check_problem(problem)
+    _check_keep(problem, keep)
     _check_terms(problem, objective, reference)
     if "stability" in dict(t for terms in objective.stages for t in terms) and stability is None:
         stability = Stability()
@@ -340,13 +343,27 @@ def solve(
     return replace(solution, trace=trace, wall_time=time.perf_counter() - began)
 
 
-def _check_call(method: str, time_limit: float, workers: int | None) -> None:
+def _check_call(method: str, time_limit: float, workers: int | None, seed: int) -> None:
     if method not in METHODS:
         raise ScheduleError(f"there is no method {method!r}", how=f"known: {', '.join(METHODS)}")
     if isinstance(time_limit, bool) or not isinstance(time_limit, int | float) or not 0 < time_limit < math.inf:
         raise ScheduleError(f"a time limit is a number of seconds above 0, {time_limit!r} is not", "time_limit")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise ScheduleError(f"workers are a whole number from 1 on, {workers!r} is not", "workers")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ScheduleError(f"a seed is a whole number from 0 on, {seed!r} is not", "seed")
+
+
+def _check_keep(problem: Problem, keep: Kept | None) -> None:
+    "Refuse what cannot stay where it is said to be."
+    for o, (machine, start) in (keep or {}).items():
+        if not 0 <= o < len(problem.operations):
+            raise ScheduleError(f"there is no operation {o}; there are {len(problem.operations)}", "keep")
+        name = f"keep, {problem.jobs[problem.operations[o][0]].id} {problem.operation(o).name}"
+        if problem.duration(o, machine) is None:
+            raise ScheduleError(f"it cannot be done on machine {machine}", name)
+        if start < 0:
+            raise ScheduleError(f"it cannot start before now, at {start}", name)
 
 
 def _check_terms(problem: Problem, objective: Objective, reference: Schedule | None) -> None:
@@ -384,7 +401,7 @@ def left_shifted(
     }
     return replace(solution, **arrays)
 
-# %% ../../nbs/scheduling/38_solve.ipynb #9b997696
+# %% ../../nbs/scheduling/38_solve.ipynb #7e5f3b47
 def warm_up() -> None:
     "Compile what is compiled, by planning a toy."
 
