@@ -251,7 +251,7 @@ def run_all(
     name: str,  # of the file of results
     instances: list[str],
     methods: list[str],
-    seeds: int = 1,
+    seeds: int | dict[str, int] = 1,  # by method, if not all have as many
     limit: float = 20,  # s
     workers: int = 2,
     objective: str = "makespan",
@@ -265,7 +265,9 @@ def run_all(
         if is_missing(method):
             say(f"{method} is left out: neither a method of ours nor installed (`make peers`)")
     methods = [method for method in methods if not is_missing(method)]
-    wanted = [Run(i, m, seed, limit, workers, objective) for i in instances for seed in range(seeds) for m in methods]
+    count = {m: seeds if isinstance(seeds, int) else seeds.get(m, 1) for m in methods}
+    turns = [(seed, m) for seed in range(max(count.values(), default=0)) for m in methods if seed < count[m]]
+    wanted = [Run(i, m, seed, limit, workers, objective) for i in instances for seed, m in turns]
     rows = {run: row for run, row in read(path) if row.get("error", NO_ANSWER).startswith(NO_ANSWER)}
     todo = [run for run in wanted if run not in rows]
     warm_up(todo, data)
