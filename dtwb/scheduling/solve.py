@@ -8,9 +8,12 @@ __all__ = ['Kept', 'IMPROVERS', 'METHODS', 'impossible', 'earliest_end', 'keeps'
 
 # %% ../../nbs/scheduling/38_solve.ipynb #14517bcf
 import math
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -206,7 +209,7 @@ METHODS: dict[str, Callable[..., Solution]] = (
     IMPROVERS | {"cpsat": _cpsat, "rules": _rules} | {rule: partial(_rule, rule) for rule in RULES}
 )
 
-# %% ../../nbs/scheduling/38_solve.ipynb #6fe5d7d5
+# %% ../../nbs/scheduling/38_solve.ipynb #b5640fce
 def _in_good_time(
     method: Callable[..., Solution], problem: Problem, objective: Objective, first: Solution, **options: Any
 ) -> Solution:
@@ -229,7 +232,7 @@ def _is_in_good_time(objective: Objective, first: Solution | None, stability: St
     tardy = set(objective.terms) <= {"total_tardiness", "weighted_tardiness", "number_late"}
     return tardy and first is not None and first.objective <= 0 and stability is None
 
-# %% ../../nbs/scheduling/38_solve.ipynb #3794aa22
+# %% ../../nbs/scheduling/38_solve.ipynb #e4b67ebe
 def _combined(problem: Problem, stages: list[Terms], plan: Solution) -> Objective:
     "One weighted sum in which the last of `stages` cannot buy anything of those before."
     weights = dict(stages[-1])
@@ -280,6 +283,29 @@ def _in_stages(
 def _worth(plan: Solution, terms: Terms) -> float:
     return sum(weight * plan.values.get(name, 0.0) for name, weight in terms)
 
+# %% ../../nbs/scheduling/38_solve.ipynb #56d29e1a
+@contextmanager
+def _heard(stop: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
+    "A `stop` that hears of the first Ctrl-C, too."
+    usual, pressed = signal.getsignal(signal.SIGINT), []
+    mine = threading.current_thread() is threading.main_thread() and usual is signal.default_int_handler
+
+    def press(*_: Any) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, usual)
+
+    if mine:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed) or bool(stop and stop())
+    except ScheduleError:
+        if pressed:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, usual)
+
 # %% ../../nbs/scheduling/38_solve.ipynb #84fae5d3
 def solve(
     problem: Problem,
@@ -309,15 +335,31 @@ def solve(
         return Solution.of(problem, objective, (), (), (), **done)
     if found := impossible(problem):
         raise ScheduleError("; ".join(found[:5]), problem.name, "there is no solution")
-    more: dict[str, Any] = {"seed": seed, "workers": workers, "callback": callback, "stop": stop}
+    more: dict[str, Any] = {"seed": seed, "workers": workers, "callback": callback}
     more |= {"reference": reference, "stability": stability, "keep": keep}
-    if len(objective.stages) > 1:
-        plan = _in_stages(problem, objective, method, time_limit, hint, more)
-        verify(problem, plan)
-        return plan
+    with _heard(stop) as heard:
+        if len(objective.stages) > 1:
+            plan = _in_stages(problem, objective, method, time_limit, hint, more | {"stop": heard})
+        else:
+            plan = _in_one(problem, objective, method, began, time_limit, hint, more | {"stop": heard})
+    verify(problem, plan)
+    return replace(plan, wall_time=time.perf_counter() - began)
+
+
+def _in_one(
+    problem: Problem,
+    objective: Objective,
+    method: str,
+    began: float,
+    time_limit: float,
+    hint: Any,
+    more: dict[str, Any],
+) -> Solution:
+    "A first plan, and what the method makes of it."
+    callback, price, keep = more["callback"], (more["reference"], more["stability"]), more["keep"]
     first = None
     if method in IMPROVERS or method == "cpsat" or hint is not None:
-        first = first_plan(problem, objective, _share(problem, time_limit), hint, reference, stability, keep)
+        first = first_plan(problem, objective, _share(problem, time_limit), hint, *price, keep)
     offset = time.perf_counter() - began
     if first is not None and callback:
         callback(offset, first.objective, None)
@@ -325,7 +367,7 @@ def solve(
     more["time_limit"] = max(0.01, time_limit - offset)
     try:
         solve_it: Callable[..., Solution] = METHODS[method]
-        if method in ("portfolio", "cpsat") and _is_in_good_time(objective, first, stability):
+        if method in ("portfolio", "cpsat") and _is_in_good_time(objective, first, price[1]):
             solve_it = partial(_in_good_time, solve_it)
         solution = solve_it(problem, objective, first, **more)
     except ScheduleError as e:
@@ -334,13 +376,12 @@ def solve(
         from dtwb.scheduling.explain import why_infeasible
 
         raise ScheduleError(why_infeasible(problem, keep, max(2.0, min(10.0, time_limit))), problem.name) from None
-    early = left_shifted(solution, objective, reference, stability)
+    early = left_shifted(solution, objective, *price)
     solution = early if keeps(early, keep) else solution
-    verify(problem, solution)
     trace = tuple((offset + seconds, value, bound) for seconds, value, bound in solution.trace)
     if first is not None and not any(value >= first.objective for _, value, _ in trace[:1]):
         trace = ((offset, first.objective, None), *trace)
-    return replace(solution, trace=trace, wall_time=time.perf_counter() - began)
+    return replace(solution, trace=trace)
 
 
 def _check_call(method: str, time_limit: float, workers: int | None, seed: int) -> None:
@@ -401,7 +442,7 @@ def left_shifted(
     }
     return replace(solution, **arrays)
 
-# %% ../../nbs/scheduling/38_solve.ipynb #7e5f3b47
+# %% ../../nbs/scheduling/38_solve.ipynb #467ba197
 def warm_up() -> None:
     "Compile what is compiled, by planning a toy."
 
