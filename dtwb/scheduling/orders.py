@@ -202,6 +202,8 @@ def propose(w, holds, order, chosen, flexible, luck, op, worth):  # kind, a, b
             ticks = known_start[o]
         elif how == 2 and len(price_time):
             ticks = price_time[draw(luck, len(price_time))]
+        elif how >= 2 and draw(luck, 2):
+            ticks = w.start[w.entry[max(0, min(n - 1, w.place[o] - 12 + draw(luck, 25)))]]
         elif how == 3:
             ticks = max(np.int64(0), w.start[o]) + 1 + draw(luck, 8)
         return (NONE if op[o, FIXED_ON] >= 0 or ticks == op[o, EARLIEST] else HOLD), o, ticks
@@ -491,8 +493,11 @@ def search_orders(
         seeds = np.random.SeedSequence(seed).generate_state(workers or available_cores())
         walkers = [Walker.of(Decoder.of(problem, objective, reference, stability, keep), int(s)) for s in seeds]
         begin_with(walkers[0].annealer, first)
+        if first is not None:
+            _hold_batches(walkers[0].annealer, first)
         walkers[0].begin()
         for walker in walkers:
+            walker.annealer.holds |= bool((walker.annealer.decoder.desk.arrays.machine_capacity > 1).any())
             walker.annealer.decoder.penalty = walkers[0].annealer.decoder.penalty
         best = _search_all(walkers, watch)
         if best is not None:
@@ -501,6 +506,18 @@ def search_orders(
     if plan.starts != (first.starts if first is not None else ()):
         verify(problem, plan)
     return plan
+
+
+def _hold_batches(annealer: Annealer, first: Solution) -> None:
+    "Batches wait for their parts as in `first`, if that is better than to start as soon as one is there."
+    a = annealer.decoder.desk.arrays
+    together = a.machine_capacity[np.array(first.machines)] > 1
+    if annealer.holds or not together.any():
+        return
+    order, modes = annealer.order.copy(), annealer.modes.copy()
+    free = ~a.op_started
+    ways = [np.where(which, first.starts, 0) for which in (free & False, free & together, free)]
+    annealer.begin_at(order, modes, min(ways, key=lambda held: annealer.begin_at(order, modes, held)))
 
 
 def _search_all(walkers: list[Walker], watch: Watch) -> Genes | None:  # the best plan
