@@ -1058,6 +1058,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'dtwb.scheduling.orders.Walker.run_slice': ( 'scheduling/orders.html#walker.run_slice',
                                                                                      'dtwb/scheduling/orders.py'),
                                         'dtwb.scheduling.orders._by_rule': ('scheduling/orders.html#_by_rule', 'dtwb/scheduling/orders.py'),
+                                        'dtwb.scheduling.orders._hold_batches': ( 'scheduling/orders.html#_hold_batches',
+                                                                                  'dtwb/scheduling/orders.py'),
                                         'dtwb.scheduling.orders._name_entries': ( 'scheduling/orders.html#_name_entries',
                                                                                   'dtwb/scheduling/orders.py'),
                                         'dtwb.scheduling.orders._search_all': ( 'scheduling/orders.html#_search_all',
