@@ -977,6 +977,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.Whole.misses_a_deadline': ( 'scheduling/large.html#whole.misses_a_deadline',
                                                                                           'dtwb/scheduling/large.py'),
+                                       'dtwb.scheduling.large.Whole.outlook': ( 'scheduling/large.html#whole.outlook',
+                                                                                'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.Whole.worth': ( 'scheduling/large.html#whole.worth',
                                                                               'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.Window': ('scheduling/large.html#window', 'dtwb/scheduling/large.py'),
