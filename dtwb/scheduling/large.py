@@ -7,7 +7,7 @@ __all__ = ['PATIENCE', 'SLICE', 'NOT_AT_ALL', 'Part', 'SIZES', 'beside', 'Window
            'with_ends', 'harmless', 'slopes', 'alone', 'improved', 'Whole', 'spans', 'sweeps', 'begin_by_rule', 'large',
            'decode_on', 'finish', 'anneal_window']
 
-# %% ../../nbs/scheduling/36_large.ipynb #2b41d6cd
+# %% ../../nbs/scheduling/36_large.ipynb #181f0d73
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ from .problem import Objective, Problem, Solution, Stability, weights_of
 from .rules import best_rule
 from .tabu import NO_WAY, Costs, Found, as_solution, cost, covers, memory, search, total
 
-# %% ../../nbs/scheduling/36_large.ipynb #ba695248
+# %% ../../nbs/scheduling/36_large.ipynb #7ca0f5d7
 @njit(cache=True, nogil=True)
 def beside(
     g: Graph,
@@ -134,14 +134,14 @@ def cut(graph: Graph, room: Selection, low: int, high: int) -> Window:
     jobs = g.job[members[last - 1]]
     sizes = g.mode_ptr[members + 1] - g.mode_ptr[members]
     ptr = np.concatenate([[0, 0], np.cumsum(sizes)]).astype(np.int32)
-    modes = np.repeat(g.mode_ptr[members] - ptr[1:-1], sizes) + np.arange(ptr[-1])
+    modes = np.repeat(g.mode_ptr[members] - ptr[1:-1], sizes) + np.arange(int(ptr[-1]))
     part = Graph(
         job, before, after, ptr, g.mode_machine[modes], g.mode_duration[modes], earliest, zeros(np.int8), place,
         available, g.travel, last, np.arange(1, k + 1, dtype=np.int32), job_tail, machine_tail, bool((sizes > 1).any()),
     )  # fmt: skip
     return Window(low, high, members, part, machine, number[s.order[low:high]], jobs, front)
 
-# %% ../../nbs/scheduling/36_large.ipynb #59df5e68
+# %% ../../nbs/scheduling/36_large.ipynb #70bcd1ab
 @njit(cache=True, nogil=True)
 def put_back(
     g: Graph,
@@ -167,7 +167,7 @@ def put_back(
     heads(g, s, low)
     tails(g, s, high - 1)
 
-# %% ../../nbs/scheduling/36_large.ipynb #5d62981c
+# %% ../../nbs/scheduling/36_large.ipynb #9c556a30
 def to_prices(
     graph: Graph,
     problem: Problem,
@@ -319,7 +319,7 @@ def alone(g: Graph) -> np.ndarray:  # (jobs,) int64, ticks
         ends[j] = max(ends[j], g.earliest[v]) + g.mode_duration[g.mode_ptr[v] : g.mode_ptr[v + 1]].min()
     return ends
 
-# %% ../../nbs/scheduling/36_large.ipynb #95def8c9
+# %% ../../nbs/scheduling/36_large.ipynb #e365c29c
 PATIENCE = 4000  # moves without a better plan after which a window is left; where ends are priced, a quarter
 SLICE = 0.03  # s, after which a search looks up
 NOT_AT_ALL = 2**31 - 1  # moves
@@ -359,7 +359,7 @@ def improved(
     order = order[order <= len(window.members)]
     return window.members[order - 1], room.machine[order].copy()
 
-# %% ../../nbs/scheduling/36_large.ipynb #c56be9e6
+# %% ../../nbs/scheduling/36_large.ipynb #0f4f7fc6
 class Whole:
     "A plan in the graph that windows are cut out of and put back into."
 
@@ -420,7 +420,7 @@ class Whole:
         s = self.room
         return Found(self.value, s.machine.copy(), s.order.copy(), s.head.copy(), s.prior.copy())
 
-# %% ../../nbs/scheduling/36_large.ipynb #8daf6dcc
+# %% ../../nbs/scheduling/36_large.ipynb #813fb2f3
 SIZES = (100, 200, 400, 800)  # operations in a window
 
 
@@ -434,7 +434,7 @@ def spans(
     begins = range(first - offset, max(first + 1, last - size // 2), max(1, size // 2))
     return [(max(first, low), min(last, low + size)) for low in begins if min(last, low + size) - max(first, low) > 1]
 
-# %% ../../nbs/scheduling/36_large.ipynb #e26d1554
+# %% ../../nbs/scheduling/36_large.ipynb #32ec2c21
 def sweeps(
     plan: Whole,
     rng: np.random.Generator,
@@ -466,7 +466,7 @@ def sweeps(
         gained[which] += value - plan.value
         spent[which] += time.perf_counter() - began
 
-# %% ../../nbs/scheduling/36_large.ipynb #c714cfe9
+# %% ../../nbs/scheduling/36_large.ipynb #b0428be1
 def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[int, int]] | None) -> Part:
     "A plan by rules around what must stay; it may miss deadlines."
     decoder, best, chosen = Decoder.of(problem, objective, keep=keep), (math.inf, math.inf), None
@@ -483,7 +483,7 @@ def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[
     machine[1:] = on
     return machine, (np.lexsort((np.arange(len(on)), ends, starts)) + 1).astype(np.int32)
 
-# %% ../../nbs/scheduling/36_large.ipynb #ea17db8b
+# %% ../../nbs/scheduling/36_large.ipynb #d6f6e187
 class _Clock:
     "When a search must end; asked from several threads, it asks `stop` itself on one only."
 
@@ -567,7 +567,7 @@ def _beginning(problem, objective, first, keep, time_limit, stop) -> Part:  # ma
     n = len(first.starts)
     machine = np.zeros(n + 1, np.int32)
     machine[1:] = first.machines
-    return machine, (np.lexsort((np.arange(n), first.ends, first.starts)) + 1).astype(np.int32)
+    return machine, (np.lexsort((np.arange(n), np.asarray(first.ends), np.asarray(first.starts))) + 1).astype(np.int32)
 
 
 def _improve(plan: Whole, clock: _Clock, rng: np.random.Generator, workers: int, tell: Callable[[], None]) -> int:
@@ -599,7 +599,7 @@ def _improve(plan: Whole, clock: _Clock, rng: np.random.Generator, workers: int,
                     tell()
     return windows
 
-# %% ../../nbs/scheduling/36_large.ipynb #b62dc29b
+# %% ../../nbs/scheduling/36_large.ipynb #0f3f9335
 @njit(cache=True, nogil=True)
 def decode_on(
     order,
@@ -678,7 +678,7 @@ def finish(
             return False
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/36_large.ipynb #5ad9d6cc
+# %% ../../nbs/scheduling/36_large.ipynb #391ee0b0
 @njit(cache=True, nogil=True)
 def anneal_window(
     steps, warmth, penalty, holds, low, high,  # moves; share of the mean difference; see `anneal`; the window
@@ -794,7 +794,7 @@ def anneal_window(
             shift_entry(order, k, i)
     op[:-1, EARLIEST] = op_0[:-1, EARLIEST]
 
-# %% ../../nbs/scheduling/36_large.ipynb #b049c05e
+# %% ../../nbs/scheduling/36_large.ipynb #7c797c5e
 def _by_order(
     problem: Problem, objective: Objective, first: Solution | None, *,
     time_limit, seed, workers, callback, stop, reference, stability, keep,
