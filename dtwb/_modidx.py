@@ -1019,6 +1019,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dtwb.scheduling.large.spans': ('scheduling/large.html#spans', 'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.sweeps': ('scheduling/large.html#sweeps', 'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.to_prices': ('scheduling/large.html#to_prices', 'dtwb/scheduling/large.py'),
+                                       'dtwb.scheduling.large.value_so_far': ( 'scheduling/large.html#value_so_far',
+                                                                               'dtwb/scheduling/large.py'),
                                        'dtwb.scheduling.large.with_ends': ('scheduling/large.html#with_ends', 'dtwb/scheduling/large.py')},
             'dtwb.scheduling.pareto': { 'dtwb.scheduling.pareto.Archive': ('scheduling/pareto.html#archive', 'dtwb/scheduling/pareto.py'),
                                         'dtwb.scheduling.pareto.Archive.add': ( 'scheduling/pareto.html#archive.add',

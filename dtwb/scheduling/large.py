@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'SLICE', 'NOT_AT_ALL', 'Part', 'SIZES', 'beside', 'Window', 'cut', 'put_back', 'to_prices', 'prices_in',
            'with_ends', 'harmless', 'slopes', 'alone', 'improved', 'Whole', 'spans', 'sweeps', 'begin_by_rule', 'large',
-           'decode_on', 'finish', 'anneal_window']
+           'decode_on', 'finish', 'value_so_far', 'anneal_window']
 
-# %% ../../nbs/scheduling/36_large.ipynb #181f0d73
+# %% ../../nbs/scheduling/36_large.ipynb #53381860
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +33,15 @@ from dtwb.scheduling.annealing import (
     shift_entry,
 )
 from .arrays import NEVER, to_arrays
-from .decoder import Decoder, value_on
+from dtwb.scheduling.decoder import (
+    FLOW_TIME,
+    MAKESPAN,
+    NUMBER_LATE,
+    TOTAL_TARDINESS,
+    WEIGHTED_TARDINESS,
+    Decoder,
+    value_on,
+)
 from .generators import GENERATOR_RULES, generated
 from dtwb.scheduling.graph import (
     Graph,
@@ -50,6 +58,8 @@ from dtwb.scheduling.graph import (
     unlink,
 )
 from dtwb.scheduling.placing import (
+    DEADLINE,
+    DUE,
     EARLIEST,
     END,
     FIRST,
@@ -68,7 +78,7 @@ from .problem import Objective, Problem, Solution, Stability, weights_of
 from .rules import best_rule
 from .tabu import NO_WAY, Costs, Found, as_solution, cost, covers, memory, search, total
 
-# %% ../../nbs/scheduling/36_large.ipynb #7ca0f5d7
+# %% ../../nbs/scheduling/36_large.ipynb #1307784b
 @njit(cache=True, nogil=True)
 def beside(
     g: Graph,
@@ -141,7 +151,7 @@ def cut(graph: Graph, room: Selection, low: int, high: int) -> Window:
     )  # fmt: skip
     return Window(low, high, members, part, machine, number[s.order[low:high]], jobs, front)
 
-# %% ../../nbs/scheduling/36_large.ipynb #70bcd1ab
+# %% ../../nbs/scheduling/36_large.ipynb #38da6835
 @njit(cache=True, nogil=True)
 def put_back(
     g: Graph,
@@ -161,13 +171,13 @@ def put_back(
             if g.mode_machine[mode] == m:
                 put_on(g, s, v, mode)
                 break
-        link(s, v, back[m])
+        link(s, v, int(back[m]))
         back[m] = v
         s.order[low + i], s.position[v] = v, low + i
     heads(g, s, low)
     tails(g, s, high - 1)
 
-# %% ../../nbs/scheduling/36_large.ipynb #9c556a30
+# %% ../../nbs/scheduling/36_large.ipynb #9a088f02
 def to_prices(
     graph: Graph,
     problem: Problem,
@@ -319,7 +329,7 @@ def alone(g: Graph) -> np.ndarray:  # (jobs,) int64, ticks
         ends[j] = max(ends[j], g.earliest[v]) + g.mode_duration[g.mode_ptr[v] : g.mode_ptr[v + 1]].min()
     return ends
 
-# %% ../../nbs/scheduling/36_large.ipynb #e365c29c
+# %% ../../nbs/scheduling/36_large.ipynb #afc87397
 PATIENCE = 4000  # moves without a better plan after which a window is left; where ends are priced, a quarter
 SLICE = 0.03  # s, after which a search looks up
 NOT_AT_ALL = 2**31 - 1  # moves
@@ -359,7 +369,7 @@ def improved(
     order = order[order <= len(window.members)]
     return window.members[order - 1], room.machine[order].copy()
 
-# %% ../../nbs/scheduling/36_large.ipynb #0f4f7fc6
+# %% ../../nbs/scheduling/36_large.ipynb #1b4bf3f7
 class Whole:
     "A plan in the graph that windows are cut out of and put back into."
 
@@ -420,7 +430,7 @@ class Whole:
         s = self.room
         return Found(self.value, s.machine.copy(), s.order.copy(), s.head.copy(), s.prior.copy())
 
-# %% ../../nbs/scheduling/36_large.ipynb #813fb2f3
+# %% ../../nbs/scheduling/36_large.ipynb #064c912c
 SIZES = (100, 200, 400, 800)  # operations in a window
 
 
@@ -434,7 +444,7 @@ def spans(
     begins = range(first - offset, max(first + 1, last - size // 2), max(1, size // 2))
     return [(max(first, low), min(last, low + size)) for low in begins if min(last, low + size) - max(first, low) > 1]
 
-# %% ../../nbs/scheduling/36_large.ipynb #32ec2c21
+# %% ../../nbs/scheduling/36_large.ipynb #3a3b7b95
 def sweeps(
     plan: Whole,
     rng: np.random.Generator,
@@ -466,7 +476,7 @@ def sweeps(
         gained[which] += value - plan.value
         spent[which] += time.perf_counter() - began
 
-# %% ../../nbs/scheduling/36_large.ipynb #b0428be1
+# %% ../../nbs/scheduling/36_large.ipynb #5e245133
 def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[int, int]] | None) -> Part:
     "A plan by rules around what must stay; it may miss deadlines."
     decoder, best, chosen = Decoder.of(problem, objective, keep=keep), (math.inf, math.inf), None
@@ -483,7 +493,7 @@ def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[
     machine[1:] = on
     return machine, (np.lexsort((np.arange(len(on)), ends, starts)) + 1).astype(np.int32)
 
-# %% ../../nbs/scheduling/36_large.ipynb #d6f6e187
+# %% ../../nbs/scheduling/36_large.ipynb #c1951e41
 class _Clock:
     "When a search must end; asked from several threads, it asks `stop` itself on one only."
 
@@ -599,7 +609,7 @@ def _improve(plan: Whole, clock: _Clock, rng: np.random.Generator, workers: int,
                     tell()
     return windows
 
-# %% ../../nbs/scheduling/36_large.ipynb #0f3f9335
+# %% ../../nbs/scheduling/36_large.ipynb #f605875a
 @njit(cache=True, nogil=True)
 def decode_on(
     order,
@@ -678,12 +688,40 @@ def finish(
             return False
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/36_large.ipynb #391ee0b0
+# %% ../../nbs/scheduling/36_large.ipynb #33b13a4f
+@njit(cache=True, nogil=True)
+def value_so_far(
+    worth,
+    penalty,  # see Decoder
+    last,  # (jobs,) the last operation of each that is made; -1: none
+    left,  # (jobs,) ticks from its end to the job's
+    op,
+    job,  # see Board
+) -> float:  # inf: something could not be planned
+    "What the plan would be worth, about, if it went on as it does now."
+    weights, weight = worth[0], worth[1]
+    total, makespan, ends, count = 0.0, 0, 0.0, 0
+    for j in range(len(job)):
+        if last[j] < 0:
+            continue
+        if op[last[j], START] < 0:
+            return math.inf
+        end = op[last[j], END] + left[j]
+        tardy = max(0, end - job[j, DUE])
+        total += weights[FLOW_TIME] * end + weights[NUMBER_LATE] * (tardy > 0)
+        total += tardy * (weights[TOTAL_TARDINESS] + weights[WEIGHTED_TARDINESS] * weight[j])
+        total += penalty * max(0, end - job[j, DEADLINE])
+        makespan, ends, count = max(makespan, end), ends + end, count + 1
+    return total + weights[MAKESPAN] * (makespan + 0.05 * ends / max(1, count))
+
+# %% ../../nbs/scheduling/36_large.ipynb #3e6c92b0
 @njit(cache=True, nogil=True)
 def anneal_window(
     steps, warmth, penalty, holds, low, high,  # moves; share of the mean difference; see `anneal`; the window
+    until, last, left,  # the first entry that is not made; see `value_so_far`
     order, chosen, members, flexible,  # operations in the window; those of them with a choice of machines
-    best_order, best_chosen, best_held, luck, state,  # state: cost now, of the best, sum and number of differences
+    best_order, best_chosen, best_held, luck,
+    state,  # (5,) float64: cost now, of the best; sum and number of differences; the first cost
     worth, fixed, urgent, blank_node, blank_level, blank_finger,  # see Decoder and Desk
     op, job, machine, mode, table, need, change, node, level, finger, limit,  # see Board
 ):  # fmt: skip
@@ -740,7 +778,7 @@ def anneal_window(
             order,
             chosen,
             low,
-            len(order),
+            until,
             named,
             op,
             job,
@@ -755,7 +793,9 @@ def anneal_window(
             limit,
         )
         price = math.inf
-        if finish(
+        if until < len(order):
+            price = value_so_far(worth, penalty, last, left, op, job)
+        elif finish(
             order,
             chosen,
             missing,
@@ -774,6 +814,8 @@ def anneal_window(
         ):
             value, late = value_on(worth, op, job, machine, table)
             price = value + penalty * late
+        if step < 0:
+            state[4] = price
         if price < state[1]:
             state[1] = price
             best_order[:], best_chosen[:], best_held[:] = order, chosen, op_0[:-1, EARLIEST]
@@ -794,7 +836,7 @@ def anneal_window(
             shift_entry(order, k, i)
     op[:-1, EARLIEST] = op_0[:-1, EARLIEST]
 
-# %% ../../nbs/scheduling/36_large.ipynb #7c797c5e
+# %% ../../nbs/scheduling/36_large.ipynb #299d0e1d
 def _by_order(
     problem: Problem, objective: Objective, first: Solution | None, *,
     time_limit, seed, workers, callback, stop, reference, stability, keep,
@@ -847,24 +889,29 @@ def _anneal_between(annealer: Annealer, low: int, high: int, share: float, watch
     free[decoder.flexible] = True
     free[desk.urgent] = False
     flexible = members[free[members]]
-    best, state = (order.copy(), modes.copy(), known[2].copy()), np.array([math.inf, math.inf, 0.0, 0.0])
-    until, took, steps, done = watch.elapsed + max(0.02, min(2.0, share)), 0.0, 4, 0
+    best, state = (order.copy(), modes.copy(), known[2].copy()), np.array([math.inf, math.inf, 0.0, 0.0, math.inf])
+    ahead = 2 * high - low
+    ahead = len(order) if annealer.holds or now == math.inf or ahead > 0.7 * len(order) else ahead
+    counts = np.bincount(order[:ahead], minlength=a.jobs)
+    last, ends = np.where(counts > 0, a.job_first[:-1] + counts - 1, -1), desk.board.op[:, END]
+    left = ends[a.job_first[1:] - 1] - ends[last]
+    until, took, steps, done = watch.elapsed + max(0.02, min(2.0, share), len(order) / 20_000), 0.0, 4, 0
     begun = watch.elapsed
     while not watch.is_over() and (done == 0 or watch.elapsed < until):
         before = watch.elapsed
         warmth = 0.3 * max(0.0, 1 - (before - begun) / max(1e-9, until - begun)) ** 2 if done else 0.0
         anneal_window(
-            steps, warmth, decoder.penalty, annealer.holds, low, high, order, modes, members, flexible, *best,
-            annealer.luck, state, decoder.worth, desk.fixed, desk.urgent, *desk.blank, *desk.board,
+            steps, warmth, decoder.penalty, annealer.holds, low, high, ahead, last, left, order, modes, members,
+            flexible, *best, annealer.luck, state, decoder.worth, desk.fixed, desk.urgent, *desk.blank, *desk.board,
         )  # fmt: skip
         held = desk.board.op[:-1, EARLIEST].copy()
         done += steps
         took = max(1e-4, watch.elapsed - before)
-        steps = int(np.clip(steps * 0.05 / took, 2, 4 * steps))
+        steps = int(np.clip(steps * 0.08 / took, 2, 4 * steps))
         if state[1] == math.inf and done > 200:
             break
         decoder.delay(held)
-    better = state[1] < now - 1e-9
+    better = state[1] < state[4] - 1e-9
     cost_now = annealer.begin_at(*(best if better else known))
     if better and cost_now > now + 1e-9:
         annealer.begin_at(*known)
