@@ -7,7 +7,7 @@ __all__ = ['Graph', 'fits_graph', 'to_graph', 'Selection', 'selection', 'heads',
            'unlink', 'link', 'move_back', 'move_up', 'reassign', 'can_move_back', 'can_move_up', 'length_back',
            'length_up', 'draw', 'critical_path', 'one_machine', 'lower_bound']
 
-# %% ../../nbs/scheduling/28_graph.ipynb #4dca01ea
+# %% ../../nbs/scheduling/28_graph.ipynb #0618d3d5
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..core.errors import ScheduleError
 from .arrays import kernel, to_arrays
 from .problem import Problem
 
-# %% ../../nbs/scheduling/28_graph.ipynb #33a1d5e5
+# %% ../../nbs/scheduling/28_graph.ipynb #2af54d4f
 class Graph(NamedTuple):
     "A job shop, perhaps a flexible one; operations count from 1."
 
@@ -43,7 +43,7 @@ class Graph(NamedTuple):
     def operations(self) -> int:
         return len(self.job) - 1
 
-# %% ../../nbs/scheduling/28_graph.ipynb #b219e0e8
+# %% ../../nbs/scheduling/28_graph.ipynb #de65f91b
 def fits_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -69,7 +69,7 @@ def fits_graph(
         if not problem.is_started(o)
     )
 
-# %% ../../nbs/scheduling/28_graph.ipynb #8dbba053
+# %% ../../nbs/scheduling/28_graph.ipynb #79d57fe5
 def to_graph(
     problem: Problem,
     keep: dict[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
@@ -104,7 +104,7 @@ def to_graph(
     where = earliest, fixed, place, available, a.travel, last, last
     return Graph(job, before, after, ptrs, on, lasts, *where, *tails, flexible)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #9aa3149e
+# %% ../../nbs/scheduling/28_graph.ipynb #96c4e49a
 class Selection(NamedTuple):
     "A plan in the graph."
 
@@ -134,12 +134,12 @@ def selection(graph: Graph) -> Selection:
     def room(kind: type) -> np.ndarray:
         return np.zeros(n + 1, kind)
 
-    whole, short = np.int64, np.int32
-    sequences = room(short), room(whole), room(short), room(short), np.zeros(machines, short)
-    ways = tuple(room(whole) for _ in range(7))
-    return Selection(*sequences, *ways, np.zeros(n, short), room(short), room(short), room(np.int8), room(whole))
+    rooms: dict[str, np.ndarray] = {name: room(np.int64) for name in Selection._fields}
+    rooms |= {name: room(np.int32) for name in ("machine", "prior", "next", "position", "path")}
+    rooms |= {"front": np.zeros(machines, np.int32), "order": np.zeros(n, np.int32), "mark": room(np.int8)}
+    return Selection(**rooms)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #0660addd
+# %% ../../nbs/scheduling/28_graph.ipynb #77cea008
 @kernel
 def heads(g: Graph, s: Selection, first: int) -> None:
     "Heads from place `first` of the order on."
@@ -160,14 +160,14 @@ def tails(g: Graph, s: Selection, last: int) -> None:
 
 
 @kernel
-def longest(g: Graph, s: Selection) -> int:  # ticks
+def longest(g: Graph, s: Selection):  # ticks
     "The longest way from start to end: the makespan, where nothing comes after."
     most = np.int64(0)
     for v in g.ends:
         most = max(most, s.end[v] + s.tail[v])
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #c89ac966
+# %% ../../nbs/scheduling/28_graph.ipynb #f8316761
 @kernel
 def sort(g: Graph, s: Selection) -> bool:  # False: there is a circle
     "A topological order, from nothing, and all heads and tails."
@@ -203,7 +203,7 @@ def sort(g: Graph, s: Selection) -> bool:  # False: there is a circle
     tails(g, s, n - 1)
     return True
 
-# %% ../../nbs/scheduling/28_graph.ipynb #55aee077
+# %% ../../nbs/scheduling/28_graph.ipynb #c7264581
 @kernel
 def put_on(g: Graph, s: Selection, v: int, mode: int) -> None:
     "Let operation `v` be done in a mode, which stands at `mode` in the graph's arrays; its neighbours must be known."
@@ -243,7 +243,7 @@ def load(g: Graph, s: Selection, machine: np.ndarray, order: np.ndarray) -> bool
             back[s.machine[v]] = v
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #b37e02df
+# %% ../../nbs/scheduling/28_graph.ipynb #d5da7c7f
 @kernel(forceinline=True)
 def unlink(s: Selection, v: int) -> None:
     "Take `v` out of its machine's sequence."
@@ -267,7 +267,7 @@ def link(s: Selection, v: int, a: int) -> None:
     if b:
         s.prior[b] = v
 
-# %% ../../nbs/scheduling/28_graph.ipynb #3d32455a
+# %% ../../nbs/scheduling/28_graph.ipynb #7faa5798
 @kernel
 def move_back(g: Graph, s: Selection, u: int, v: int) -> None:
     "Let `u` be done right after `v`, which is later on its machine."
@@ -332,7 +332,7 @@ def reassign(g: Graph, s: Selection, v: int, mode: int, a: int) -> bool:  # Fals
     link(s, v, a)
     return sort(g, s)
 
-# %% ../../nbs/scheduling/28_graph.ipynb #b64eb7f4
+# %% ../../nbs/scheduling/28_graph.ipynb #ed68a8f7
 @kernel(forceinline=True)
 def can_move_back(g: Graph, s: Selection, u: int, v: int) -> bool:
     w = g.after[u]
@@ -396,9 +396,9 @@ def length_up(g: Graph, s: Selection, u: int, v: int) -> int:  # ticks
         x = s.next[x]
     return most
 
-# %% ../../nbs/scheduling/28_graph.ipynb #cd34dbe9
+# %% ../../nbs/scheduling/28_graph.ipynb #3270f52c
 @kernel(forceinline=True)
-def draw(random: np.ndarray, n: int) -> int:
+def draw(random: np.ndarray, n: int):
     "A number below `n`; `random` holds one word of state (xorshift, Marsaglia 2003)."
     x = random[0]
     x ^= x << np.uint64(13)
@@ -434,9 +434,9 @@ def critical_path(g: Graph, s: Selection, length: int, random: np.ndarray) -> in
         s.path[i - first] = s.path[i]
     return n - first
 
-# %% ../../nbs/scheduling/28_graph.ipynb #f2b6c5aa
+# %% ../../nbs/scheduling/28_graph.ipynb #76e65ceb
 @kernel
-def one_machine(head: np.ndarray, duration: np.ndarray, tail: np.ndarray) -> int:  # ticks
+def one_machine(head: np.ndarray, duration: np.ndarray, tail: np.ndarray):  # ticks
     "The makespan of Jackson's preemptive schedule."
     n = len(head)
     by_head = np.argsort(head)

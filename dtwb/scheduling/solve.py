@@ -209,7 +209,7 @@ METHODS: dict[str, Callable[..., Solution]] = (
     IMPROVERS | {"cpsat": _cpsat, "rules": _rules} | {rule: partial(_rule, rule) for rule in RULES}
 )
 
-# %% ../../nbs/scheduling/38_solve.ipynb #c3bf276c
+# %% ../../nbs/scheduling/38_solve.ipynb #ac35d77a
 def _in_good_time(
     method: Callable[..., Solution], problem: Problem, objective: Objective, first: Solution, **options: Any
 ) -> Solution:
@@ -228,11 +228,11 @@ def _in_good_time(
     )
 
 
-def _is_in_good_time(objective: Objective, first: Solution | None, stability: Stability | None) -> bool:
+def _is_in_good_time(objective: Objective, first: Solution, stability: Stability | None) -> bool:
     tardy = set(objective.terms) <= {"total_tardiness", "weighted_tardiness", "number_late"}
-    return tardy and first is not None and first.objective <= 0 and stability is None
+    return tardy and first.objective <= 0 and stability is None
 
-# %% ../../nbs/scheduling/38_solve.ipynb #3834f151
+# %% ../../nbs/scheduling/38_solve.ipynb #dee4ae12
 def _combined(problem: Problem, stages: list[Terms], plan: Solution) -> Objective:
     "One weighted sum in which the last of `stages` cannot buy anything of those before."
     weights = dict(stages[-1])
@@ -283,7 +283,7 @@ def _in_stages(
 def _worth(plan: Solution, terms: Terms) -> float:
     return sum(weight * plan.values.get(name, 0.0) for name, weight in terms)
 
-# %% ../../nbs/scheduling/38_solve.ipynb #99c0137b
+# %% ../../nbs/scheduling/38_solve.ipynb #376d7ce5
 class Interrupted(KeyboardInterrupt):
     "A search was interrupted; what it had found is not lost."
 
@@ -380,9 +380,10 @@ def _in_one(
     more["time_limit"] = max(0.01, time_limit - offset)
     try:
         solve_it: Callable[..., Solution] = METHODS[method]
-        if method in ("portfolio", "cpsat") and _is_in_good_time(objective, first, price[1]):
-            solve_it = partial(_in_good_time, solve_it)
-        solution = solve_it(problem, objective, first, **more)
+        if first is not None and method in ("portfolio", "cpsat") and _is_in_good_time(objective, first, price[1]):
+            solution = _in_good_time(solve_it, problem, objective, first, **more)
+        else:
+            solution = solve_it(problem, objective, first, **more)
     except ScheduleError as e:
         if first is not None or "solution" not in str(e):
             raise
@@ -455,7 +456,7 @@ def left_shifted(
     }
     return replace(solution, **arrays)
 
-# %% ../../nbs/scheduling/38_solve.ipynb #527522c4
+# %% ../../nbs/scheduling/38_solve.ipynb #a1b1de82
 def warm_up() -> None:
     "Compile what is compiled, by planning a toy."
 

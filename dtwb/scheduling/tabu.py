@@ -9,7 +9,7 @@ __all__ = ['MAX_REACH', 'NO_WAY', 'SIDE', 'BACK', 'UP', 'MODE', 'PATIENCE', 'SLI
            'look_at_other_machines', 'search', 'scatter', 'Found', 'Elite', 'relinked', 'Searcher', 'covers',
            'in_graph', 'is_on_time', 'as_solution', 'least_cost', 'watch', 'tabu']
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #0489feb5
+# %% ../../nbs/scheduling/30_tabu.ipynb #49a7acc4
 import math
 import threading
 import time
@@ -44,7 +44,7 @@ from dtwb.scheduling.graph import (
 )
 from .problem import Objective, Problem, Solution, Stability, is_regular, weights_of
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #ef772a7c
+# %% ../../nbs/scheduling/30_tabu.ipynb #17eaf25c
 class Costs(NamedTuple):
     "What the ends of jobs cost, and room to work it out."
 
@@ -66,7 +66,7 @@ class Costs(NamedTuple):
 MAX_REACH = 40_000_000  # entries of `reach`, 320 MB
 NO_WAY = -(2**60)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #c793c025
+# %% ../../nbs/scheduling/30_tabu.ipynb #ef6a3261
 def to_costs(
     graph: Graph,
     problem: Problem,
@@ -103,7 +103,7 @@ def to_costs(
         queue=np.zeros(n + 1, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #7dcbef87
+# %% ../../nbs/scheduling/30_tabu.ipynb #e6aa32a4
 @kernel(fastmath=True, forceinline=True)
 def total(c: Costs, ends: np.ndarray) -> float:
     "What these ends of jobs cost."
@@ -133,7 +133,7 @@ def reaches(g: Graph, s: Selection, c: Costs, last: int) -> None:
         for j in range(c.reach.shape[1]):
             c.reach[v, j] = max(c.reach[x, j] + way, c.reach[y, j]) + lasts
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #55a20c68
+# %% ../../nbs/scheduling/30_tabu.ipynb #0e53757d
 @kernel(forceinline=True)
 def _keep_others(fresh, ends, reach, u, head):
     for j in range(fresh.shape[0]):
@@ -178,7 +178,7 @@ def cost_up(g: Graph, s: Selection, c: Costs, u: int, v: int) -> float:
     _let_on(c.fresh, c.reach, s.next[v], end)
     return total(c, c.fresh)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #809561de
+# %% ../../nbs/scheduling/30_tabu.ipynb #dc2ef905
 class Memory(NamedTuple):
     "What is tabu, for how long, and the best move seen so far."
 
@@ -203,10 +203,10 @@ def memory(graph: Graph, seed: int) -> Memory:
     side = min(SIDE, 1 << n.bit_length())
     pairs = np.zeros((side, side), np.int32)
     modes = np.zeros((n + 1, machines) if graph.flexible else (1, 1), np.int64)
-    whole = [np.zeros(size, np.int64) for size in (2, 5, 5)]
-    return Memory(pairs, modes, whole[0], word, *whole[1:], np.zeros(1), np.zeros((4 * n + 4, 3), np.int32))
+    clock, choice, spare = (np.zeros(size, np.int64) for size in (2, 5, 5))
+    return Memory(pairs, modes, clock, word, choice, spare, np.zeros(1), np.zeros((4 * n + 4, 3), np.int32))
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #5a61c32c
+# %% ../../nbs/scheduling/30_tabu.ipynb #c0eb589b
 @kernel(forceinline=True)
 def consider(t: Memory, value: float, kind: int, u: int, v: int, mode: int) -> None:
     "Choose this move if it is the best so far; among equals one is drawn."
@@ -260,7 +260,7 @@ def remember(s: Selection, t: Memory, kind: int, u: int, v: int, until: int) -> 
     else:
         t.modes[u, s.machine[u]] = until
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #f732f875
+# %% ../../nbs/scheduling/30_tabu.ipynb #3fa2f57f
 @kernel
 def find_block_moves(s: Selection, moves: np.ndarray, count: int) -> int:  # how many; (kind, u, v) are in `moves`
     "All moves of N7 on the critical path, the first `count` entries of `s.path`."
@@ -306,7 +306,7 @@ def look_at_blocks(g: Graph, s: Selection, t: Memory, count: int) -> None:
             else:
                 consider(t, float(length), kind, u, v, 0)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #98779b37
+# %% ../../nbs/scheduling/30_tabu.ipynb #596e84d9
 @kernel
 def look_at_modes(g: Graph, s: Selection, t: Memory, count: int) -> None:
     "All other machines for the operations of the critical path, and all places on them."
@@ -349,7 +349,7 @@ def _window(g, s, v, m):
     out = s.rest[b] + g.travel[m, s.machine[b]] if b else g.job_tail[v]
     return max(g.available[m], there), max(g.machine_tail[m], out)
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #7ff072ec
+# %% ../../nbs/scheduling/30_tabu.ipynb #e3dc9ead
 @kernel
 def find_costly(g: Graph, s: Selection, c: Costs) -> int:  # how many; they are in c.queue
     "The operations that a costly end hangs on."
@@ -439,7 +439,7 @@ def look_at_other_machines(g: Graph, s: Selection, c: Costs, t: Memory, count: i
                     break
                 x, y = y, following[y]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #a35d1a5c
+# %% ../../nbs/scheduling/30_tabu.ipynb #555f7ab2
 @kernel
 def search(
     g: Graph,
@@ -508,7 +508,7 @@ def search(
             t.clock[1] += 1
     return best
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #3849c0e0
+# %% ../../nbs/scheduling/30_tabu.ipynb #a6d2e59d
 @kernel
 def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, order: np.ndarray) -> None:
     "Write a random non-delay plan to `machine` and `order`."
@@ -545,7 +545,7 @@ def scatter(g: Graph, random: np.ndarray, noise: float, machine: np.ndarray, ord
         free[machine[v]] = max(free[machine[v]], best_end[chosen])
         at[chosen] = g.after[v]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #62371967
+# %% ../../nbs/scheduling/30_tabu.ipynb #bc2711fd
 @dataclass(frozen=True)
 class Found:
     "A plan in the graph, and what it is worth."
@@ -607,7 +607,7 @@ class Elite:
             a, b = rng.choice(len(self.plans), 2, replace=False)
             return self.plans[a], self.plans[b]
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #0e00d076
+# %% ../../nbs/scheduling/30_tabu.ipynb #86979221
 def relinked(
     a: Found,
     b: Found,
@@ -622,7 +622,7 @@ def relinked(
     order = (np.argsort(key[1:], kind="stable") + 1).astype(np.int32)
     return np.where(rng.random(n + 1) < share, b.machine, a.machine).astype(np.int32), order
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #a5c6c116
+# %% ../../nbs/scheduling/30_tabu.ipynb #55c785c8
 PATIENCE = (
     12_500  # moves without a better plan after which a search ends; where ends are priced a move takes longer: a third
 )
@@ -740,7 +740,7 @@ def _no_costs() -> Costs:
         np.zeros(0, np.int32),
     )
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #2a760ae1
+# %% ../../nbs/scheduling/30_tabu.ipynb #49bab903
 def covers(
     problem: Problem,
     objective: Objective | str,
@@ -815,7 +815,7 @@ def least_cost(
         bound += float(total(costs, costs.ends))
     return bound
 
-# %% ../../nbs/scheduling/30_tabu.ipynb #45be254a
+# %% ../../nbs/scheduling/30_tabu.ipynb #1e1c7373
 def watch(
     elite: Elite,
     threads: list[threading.Thread],
