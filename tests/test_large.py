@@ -96,7 +96,7 @@ def test_it_stops_when_it_is_told_to():
         timer.start()
         began = time.perf_counter()
         plan = large(problem, objective, first, time_limit=60, stop=told.is_set)
-        assert time.perf_counter() - began < 10
+        assert time.perf_counter() - began < 2  # it takes some 0.05 s
         assert "stopped" in plan.how
 
 

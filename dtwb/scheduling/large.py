@@ -7,7 +7,7 @@ __all__ = ['PATIENCE', 'SLICE', 'NOT_AT_ALL', 'Part', 'SIZES', 'beside', 'Window
            'with_ends', 'harmless', 'slopes', 'alone', 'improved', 'Whole', 'spans', 'sweeps', 'begin_by_rule', 'large',
            'decode_on', 'finish', 'value_so_far', 'anneal_window']
 
-# %% ../../nbs/scheduling/36_large.ipynb #53381860
+# %% ../../nbs/scheduling/36_large.ipynb #c5bfa86b
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ from .problem import Objective, Problem, Solution, Stability, weights_of
 from .rules import best_rule
 from .tabu import NO_WAY, Costs, Found, as_solution, cost, covers, memory, search, total
 
-# %% ../../nbs/scheduling/36_large.ipynb #1307784b
+# %% ../../nbs/scheduling/36_large.ipynb #a62f1f5d
 @njit(cache=True, nogil=True)
 def beside(
     g: Graph,
@@ -151,7 +151,7 @@ def cut(graph: Graph, room: Selection, low: int, high: int) -> Window:
     )  # fmt: skip
     return Window(low, high, members, part, machine, number[s.order[low:high]], jobs, front)
 
-# %% ../../nbs/scheduling/36_large.ipynb #38da6835
+# %% ../../nbs/scheduling/36_large.ipynb #682e7ac5
 @njit(cache=True, nogil=True)
 def put_back(
     g: Graph,
@@ -177,7 +177,7 @@ def put_back(
     heads(g, s, low)
     tails(g, s, high - 1)
 
-# %% ../../nbs/scheduling/36_large.ipynb #9a088f02
+# %% ../../nbs/scheduling/36_large.ipynb #d98d922e
 def to_prices(
     graph: Graph,
     problem: Problem,
@@ -329,7 +329,7 @@ def alone(g: Graph) -> np.ndarray:  # (jobs,) int64, ticks
         ends[j] = max(ends[j], g.earliest[v]) + g.mode_duration[g.mode_ptr[v] : g.mode_ptr[v + 1]].min()
     return ends
 
-# %% ../../nbs/scheduling/36_large.ipynb #afc87397
+# %% ../../nbs/scheduling/36_large.ipynb #63358cb7
 PATIENCE = 4000  # moves without a better plan after which a window is left; where ends are priced, a quarter
 SLICE = 0.03  # s, after which a search looks up
 NOT_AT_ALL = 2**31 - 1  # moves
@@ -369,7 +369,7 @@ def improved(
     order = order[order <= len(window.members)]
     return window.members[order - 1], room.machine[order].copy()
 
-# %% ../../nbs/scheduling/36_large.ipynb #1b4bf3f7
+# %% ../../nbs/scheduling/36_large.ipynb #79ef15c8
 class Whole:
     "A plan in the graph that windows are cut out of and put back into."
 
@@ -430,7 +430,7 @@ class Whole:
         s = self.room
         return Found(self.value, s.machine.copy(), s.order.copy(), s.head.copy(), s.prior.copy())
 
-# %% ../../nbs/scheduling/36_large.ipynb #064c912c
+# %% ../../nbs/scheduling/36_large.ipynb #071f1a53
 SIZES = (100, 200, 400, 800)  # operations in a window
 
 
@@ -444,7 +444,7 @@ def spans(
     begins = range(first - offset, max(first + 1, last - size // 2), max(1, size // 2))
     return [(max(first, low), min(last, low + size)) for low in begins if min(last, low + size) - max(first, low) > 1]
 
-# %% ../../nbs/scheduling/36_large.ipynb #3a3b7b95
+# %% ../../nbs/scheduling/36_large.ipynb #05a299bb
 def sweeps(
     plan: Whole,
     rng: np.random.Generator,
@@ -476,7 +476,7 @@ def sweeps(
         gained[which] += value - plan.value
         spent[which] += time.perf_counter() - began
 
-# %% ../../nbs/scheduling/36_large.ipynb #5e245133
+# %% ../../nbs/scheduling/36_large.ipynb #b2b668fd
 def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[int, int]] | None) -> Part:
     "A plan by rules around what must stay; it may miss deadlines."
     decoder, best, chosen = Decoder.of(problem, objective, keep=keep), (math.inf, math.inf), None
@@ -493,7 +493,7 @@ def begin_by_rule(problem: Problem, objective: Objective, keep: dict[int, tuple[
     machine[1:] = on
     return machine, (np.lexsort((np.arange(len(on)), ends, starts)) + 1).astype(np.int32)
 
-# %% ../../nbs/scheduling/36_large.ipynb #c1951e41
+# %% ../../nbs/scheduling/36_large.ipynb #a311511c
 class _Clock:
     "When a search must end; asked from several threads, it asks `stop` itself on one only."
 
@@ -609,7 +609,7 @@ def _improve(plan: Whole, clock: _Clock, rng: np.random.Generator, workers: int,
                     tell()
     return windows
 
-# %% ../../nbs/scheduling/36_large.ipynb #f605875a
+# %% ../../nbs/scheduling/36_large.ipynb #34f508ff
 @njit(cache=True, nogil=True)
 def decode_on(
     order,
@@ -688,7 +688,7 @@ def finish(
             return False
     return is_kept(op, job)
 
-# %% ../../nbs/scheduling/36_large.ipynb #33b13a4f
+# %% ../../nbs/scheduling/36_large.ipynb #fa5a15a2
 @njit(cache=True, nogil=True)
 def value_so_far(
     worth,
@@ -714,7 +714,7 @@ def value_so_far(
         makespan, ends, count = max(makespan, end), ends + end, count + 1
     return total + weights[MAKESPAN] * (makespan + 0.05 * ends / max(1, count))
 
-# %% ../../nbs/scheduling/36_large.ipynb #3e6c92b0
+# %% ../../nbs/scheduling/36_large.ipynb #f280c264
 @njit(cache=True, nogil=True)
 def anneal_window(
     steps, warmth, penalty, holds, low, high,  # moves; share of the mean difference; see `anneal`; the window
@@ -724,13 +724,13 @@ def anneal_window(
     state,  # (5,) float64: cost now, of the best; sum and number of differences; the first cost
     worth, fixed, urgent, blank_node, blank_level, blank_finger,  # see Decoder and Desk
     op, job, machine, mode, table, need, change, node, level, finger, limit,  # see Board
-):  # fmt: skip
+) -> bool:  # could what is before the window be made?  # fmt: skip
     "Make `steps` moves within the window; the best goes where it is kept."
     known_start, price_time = worth[5], worth[3]
     node[:], level[:], finger[:] = blank_node, blank_level, blank_finger
     wipe(op, job, machine)
     if not begin(fixed, urgent, chosen, op, job, machine, mode, table, need, change, node, level, finger, limit):
-        return
+        return False
     so_far = job[:, FIRST].copy()
     stuck = decode_on(
         order, chosen, 0, low, so_far, op, job, machine, mode, table, need, change, node, level, finger, limit
@@ -835,8 +835,9 @@ def anneal_window(
         else:
             shift_entry(order, k, i)
     op[:-1, EARLIEST] = op_0[:-1, EARLIEST]
+    return True
 
-# %% ../../nbs/scheduling/36_large.ipynb #299d0e1d
+# %% ../../nbs/scheduling/36_large.ipynb #8a027611
 def _by_order(
     problem: Problem, objective: Objective, first: Solution | None, *,
     time_limit, seed, workers, callback, stop, reference, stability, keep,
@@ -888,27 +889,28 @@ def _anneal_between(annealer: Annealer, low: int, high: int, share: float, watch
     free = np.zeros(a.operations, bool)
     free[decoder.flexible] = True
     free[desk.urgent] = False
-    flexible = members[free[members]]
+    flexible, members = members[free[members]], np.setdiff1d(members, [*desk.fixed, *desk.urgent])
     best, state = (order.copy(), modes.copy(), known[2].copy()), np.array([math.inf, math.inf, 0.0, 0.0, math.inf])
     ahead = 2 * high - low
     ahead = len(order) if annealer.holds or now == math.inf or ahead > 0.7 * len(order) else ahead
     counts = np.bincount(order[:ahead], minlength=a.jobs)
     last, ends = np.where(counts > 0, a.job_first[:-1] + counts - 1, -1), desk.board.op[:, END]
     left = ends[a.job_first[1:] - 1] - ends[last]
+    holds = annealer.holds and len(members) > 0
     until, took, steps, done = watch.elapsed + max(0.02, min(2.0, share), len(order) / 20_000), 0.0, 4, 0
     begun = watch.elapsed
     while not watch.is_over() and (done == 0 or watch.elapsed < until):
         before = watch.elapsed
         warmth = 0.3 * max(0.0, 1 - (before - begun) / max(1e-9, until - begun)) ** 2 if done else 0.0
-        anneal_window(
-            steps, warmth, decoder.penalty, annealer.holds, low, high, ahead, last, left, order, modes, members,
+        could = anneal_window(
+            steps, warmth, decoder.penalty, holds, low, high, ahead, last, left, order, modes, members,
             flexible, *best, annealer.luck, state, decoder.worth, desk.fixed, desk.urgent, *desk.blank, *desk.board,
         )  # fmt: skip
         held = desk.board.op[:-1, EARLIEST].copy()
         done += steps
         took = max(1e-4, watch.elapsed - before)
-        steps = int(np.clip(steps * 0.08 / took, 2, 4 * steps))
-        if state[1] == math.inf and done > 200:
+        steps = int(np.clip(steps * 0.08 / took, 2, min(4 * steps, 100_000)))
+        if not could or (state[1] == math.inf and done > 200):
             break
         decoder.delay(held)
     better = state[1] < state[4] - 1e-9
