@@ -698,12 +698,11 @@ class Keys:
             chosen[self.choices] = np.minimum(first + (keys[n:] * (last - first)).astype(int), last - 1)
             order = self.jobs[np.argsort(keys[:n], kind="stable")]
             desk.clear()
-            done = decode(order, chosen, 0, desk.fixed, desk.urgent, *desk.board)
+            done = decode(order, chosen, 0, desk.fixed, desk.urgent, desk.is_plain, *desk.board)
         if not done:
             return None
         board = desk.board.op, desk.board.job, desk.board.machine, desk.board.table
-        given: list[list[Any]] = [[*facts, *board] for facts in self.worths]
-        worth = [value_on(*facts) for facts in given]
+        worth = [value_on(facts, *board) for facts in self.worths]
         return worth[0][1], tuple(value for value, _ in worth)
 
     def _modes(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

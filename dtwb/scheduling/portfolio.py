@@ -6,7 +6,7 @@
 __all__ = ['PROVABLE', 'PROVABLE_PRICED', 'HEAD_START', 'RESTART', 'FIRST_ROUND', 'ROUND', 'LARGE', 'Race', 'Beside',
            'race_on_graph', 'race_on_orders', 'portfolio']
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #4fde5aaf
+# %% ../../nbs/scheduling/37_portfolio.ipynb #5c752e98
 import math
 import threading
 import time
@@ -26,7 +26,7 @@ from .graph import to_graph
 from .problem import Objective, Problem, Solution, Stability, weights_of
 from .tabu import Elite, Found, Searcher, as_solution, covers, in_graph, is_on_time, least_cost
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #b948167b
+# %% ../../nbs/scheduling/37_portfolio.ipynb #047bfe59
 @dataclass
 class Race:
     "What the methods that run side by side share."
@@ -98,7 +98,7 @@ class Race:
             method=f"{method} ({who})", wall_time=self.elapsed,
         )  # fmt: skip
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #40678288
+# %% ../../nbs/scheduling/37_portfolio.ipynb #12ec8b68
 @dataclass
 class Beside:
     "Threads that run while the main one does something else."
@@ -130,7 +130,7 @@ class Beside:
         if self.failed:
             raise self.failed[0]
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #628e5455
+# %% ../../nbs/scheduling/37_portfolio.ipynb #26385920
 PROVABLE, PROVABLE_PRICED = 250, 110  # operations up to which CP-SAT takes part: for the makespan, for the ends of jobs
 HEAD_START = (
     0.06,
@@ -189,7 +189,7 @@ def race_on_graph(
     exchange()
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #e58edd56
+# %% ../../nbs/scheduling/37_portfolio.ipynb #de265325
 def _prove(race, problem, objective, seed, workers, keep, elite, graph, exchange, beside) -> None:
     "CP-SAT, again and again, each time from the best plan there is."
 
@@ -236,7 +236,7 @@ def _found(graph, plan: Solution, machine: np.ndarray, order: np.ndarray) -> Fou
             back[machine[v]] = v
     return Found(plan.objective, machine, order, head, prior)
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #627df375
+# %% ../../nbs/scheduling/37_portfolio.ipynb #8b86ab46
 FIRST_ROUND = 0.15  # share of the time for the first annealing
 ROUND = 0.1, 1.0  # of the time, and s at least, for each later one
 
@@ -260,6 +260,7 @@ def race_on_orders(
         except ScheduleError:  # it has found nothing
             pass
 
+    race.raise_bound(0.0, "there being nothing left to improve")  # no term is ever negative
     fast = generators_cover(problem)
     if fast:
         anneal(0, FIRST_ROUND * race.time_limit, race.is_over)
@@ -302,7 +303,7 @@ def race_on_orders(
                 break
     beside.check()
 
-# %% ../../nbs/scheduling/37_portfolio.ipynb #1603c9d6
+# %% ../../nbs/scheduling/37_portfolio.ipynb #a190e4f2
 LARGE = 3_000  # operations from which windows of a plan are improved, not the whole
 
 
