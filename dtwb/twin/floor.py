@@ -6,7 +6,7 @@
 __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'Group', 'Places', 'Piece', 'Station', 'Call',
            'Clock', 'nothing', 'Record', 'made', 'Plant', 'set_up', 'window_at', 'next_fit']
 
-# %% ../../nbs/twin/02_floor.ipynb #8c2f556e
+# %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from dtwb.core.factory import (
 from ..core.streams import Draws
 from ..core.trace import Trace
 
-# %% ../../nbs/twin/02_floor.ipynb #fec49cd9
+# %% ../../nbs/twin/02_floor.ipynb #65853df7
 @dataclass(frozen=True, slots=True)
 class InspectionRequest:
     "A part before a camera."
@@ -64,7 +64,7 @@ def truthful(request: InspectionRequest) -> Verdict:
     "The inspector that is never wrong."
     return Verdict(request.truth)
 
-# %% ../../nbs/twin/02_floor.ipynb #6dadba8a
+# %% ../../nbs/twin/02_floor.ipynb #6b4fc2ec
 @dataclass(slots=True, eq=False)
 class Way:
     "How long a step takes on one machine."
@@ -88,7 +88,7 @@ class Step:
     ways: "dict[Station, Way]" = field(default_factory=dict)  # the machines that can do it, in the order of its modes
     mean: float = 0.0  # s, over the modes
 
-# %% ../../nbs/twin/02_floor.ipynb #d80a8fda
+# %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
 @dataclass(slots=True, eq=False)
 class Part:
     "A job on its way through the plant."
@@ -150,7 +150,7 @@ class Group:
     start: float  # s, as planned
     load: int = 0  # µs
 
-# %% ../../nbs/twin/02_floor.ipynb #f258bd81
+# %% ../../nbs/twin/02_floor.ipynb #7147de72
 @dataclass(slots=True, eq=False)
 class Places:
     "A buffer: who has a place in it, also those still on their way."
@@ -226,7 +226,7 @@ class Station:
     def is_open(self, now: float) -> bool:
         return self.window[0] <= now < self.window[1]
 
-# %% ../../nbs/twin/02_floor.ipynb #65518414
+# %% ../../nbs/twin/02_floor.ipynb #3890d20c
 class Call:
     "What the clock holds instead of a SimPy event: a function and what it is called with."
 
@@ -261,7 +261,7 @@ class Clock(simpy.Environment):
 def nothing() -> None:
     "What is called when only an instant is wanted."
 
-# %% ../../nbs/twin/02_floor.ipynb #c5b6e7e5
+# %% ../../nbs/twin/02_floor.ipynb #365e786b
 class Record:
     "What has happened, in the order in which it was noted."
 
@@ -324,7 +324,7 @@ def made(
     ordered = sorted(rows, key=lambda row: (row[1], _AGREED[row[0]], row[2]))
     return [row[0](*row[1:]) for row in ordered]
 
-# %% ../../nbs/twin/02_floor.ipynb #02f2deb6
+# %% ../../nbs/twin/02_floor.ipynb #4186fb18
 @dataclass(eq=False)
 class Plant:
     "A factory at work: all that is true now."
@@ -410,7 +410,7 @@ class Plant:
             self.distances[key] = travel_time(self.factory, origin, destination)
         return self.distances[key]
 
-# %% ../../nbs/twin/02_floor.ipynb #81e87f14
+# %% ../../nbs/twin/02_floor.ipynb #64e11d0e
 def set_up(plant: Plant) -> None:
     "Machines as they are at time 0, in a plant without parts."
     factory = plant.factory
@@ -470,7 +470,7 @@ def _step(plant: Plant, product: str, position: int, operation: Operation) -> St
     step.mean = total / len(operation.modes)
     return step
 
-# %% ../../nbs/twin/02_floor.ipynb #5aa5405a
+# %% ../../nbs/twin/02_floor.ipynb #167e9b18
 def window_at(
     calendar: Calendar,
     time: float,  # s

@@ -7,7 +7,7 @@ __all__ = ['destination', 'choose', 'forget_choice', 'expected_completion', 'wai
            'line_up_again', 'stop_waiting', 'move', 'is_next', 'stands_ready', 'in_stock', 'set_out', 'is_there',
            'share', 'take_place', 'give_up_place', 'take_off', 'count_kanban']
 
-# %% ../../nbs/twin/04_moving.ipynb #537d738f
+# %% ../../nbs/twin/04_moving.ipynb #9ea705c9
 import math
 from bisect import insort
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ..core import events as ev
 from ..core.factory import next_open, setup_time
 from .floor import Part, Places, Plant, Station
 
-# %% ../../nbs/twin/04_moving.ipynb #98b97577
+# %% ../../nbs/twin/04_moving.ipynb #afa4c336
 def destination(plant: Plant, part: Part) -> Station | None:  # None: nobody knows
     "Where the part wants to go, or has set out for."
     if part.free:
@@ -59,7 +59,7 @@ def expected_completion(plant: Plant, part: Part, m: Station) -> float:  # s
     assert part.step is not None
     return start + setup_time(m.spec, m.family, part.step.family) + part.step.ways[m].mean
 
-# %% ../../nbs/twin/04_moving.ipynb #1f111fda
+# %% ../../nbs/twin/04_moving.ipynb #0b028e5d
 def wait_to_move(plant: Plant, part: Part) -> None:
     "The part has done what it came for, and wants to go on."
     if part.free:
@@ -127,7 +127,7 @@ def _time_to_enter(plant: Plant, part: Part, m: Station) -> float:  # s
         time = math.nextafter(time, -math.inf)
     return time
 
-# %% ../../nbs/twin/04_moving.ipynb #4eee7f7f
+# %% ../../nbs/twin/04_moving.ipynb #2c91b7ea
 def move(plant: Plant) -> bool:
     "Let all go that need no place, one after the other, else the first for which there is one; whether any did."
     moved = False
@@ -203,7 +203,7 @@ def _has_place(part: Part, m: Station) -> bool:
 def is_next(m: Station, part: Part) -> bool:
     return bool(m.sequence) and (part.job.id, part.visit) in m.sequence[0].keys
 
-# %% ../../nbs/twin/04_moving.ipynb #60433b62
+# %% ../../nbs/twin/04_moving.ipynb #75525cc6
 def stands_ready(m: Station, part: Part) -> bool:
     "Whether the machine, which is in order, has room on it, and this part is what it waits for."
     if len(m.pieces) + len(m.holds) - (part in m.holds) >= m.capacity:
@@ -231,7 +231,7 @@ def in_stock(plant: Plant, parts: list[Part]) -> bool:
                 need[material] = need.get(material, 0.0) + quantity
     return all(plant.stock[material] >= quantity - 1e-9 for material, quantity in need.items())
 
-# %% ../../nbs/twin/04_moving.ipynb #bcb2fb11
+# %% ../../nbs/twin/04_moving.ipynb #2c8dacd6
 def set_out(plant: Plant, part: Part, m: Station, direct: bool) -> None:
     "The part goes to `m`: to a place before it, or `direct`ly."
     duration = plant.travel(part.place, m.id)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['serve', 'let_go', 'is_open']
 
-# %% ../../nbs/twin/08_serving.ipynb #6213189b
+# %% ../../nbs/twin/08_serving.ipynb #a6e0147b
 import math
 
 from ..core import events as ev
@@ -15,7 +15,7 @@ from .moving import in_stock, is_there
 from .rules import Candidate
 from .working import begin, maintain, run
 
-# %% ../../nbs/twin/08_serving.ipynb #a1a20a5e
+# %% ../../nbs/twin/08_serving.ipynb #7e0a351c
 def serve(plant: Plant, m: Station) -> bool:
     "Start what the machine can start; whether anything changed."
     if m.down or m.setting_up:
@@ -110,7 +110,7 @@ def _is_open_for(plant: Plant, m: Station, parts: list[Part]) -> bool:
     plant.wake(m, next_fit(m.calendar, plant.now, lasts))
     return False
 
-# %% ../../nbs/twin/08_serving.ipynb #1e13f613
+# %% ../../nbs/twin/08_serving.ipynb #c000cc12
 def _ready_or_set_up(plant: Plant, m: Station, family: str) -> bool:
     "Whether the machine is set up for the family; if not, begin."
     if m.spec.setup is None or m.family == family:
@@ -134,7 +134,7 @@ def _end_setup(plant: Plant, m: Station, token: int) -> None:
         m.setting_up = False
         plant.mark(m)
 
-# %% ../../nbs/twin/08_serving.ipynb #cce76963
+# %% ../../nbs/twin/08_serving.ipynb #4b142c10
 def _pick(plant: Plant, m: Station) -> list[Part]:
     "The free parts that the machine takes next; none if it had better wait."
     there = [p for p in m.coming if is_there(plant, p, m)]
@@ -190,7 +190,7 @@ def _may_take(plant: Plant, m: Station, part: Part) -> bool:
         return True
     return (t.calendar is not None and not t.is_open(plant.now)) or not is_there(plant, part, t)
 
-# %% ../../nbs/twin/08_serving.ipynb #faaf9c30
+# %% ../../nbs/twin/08_serving.ipynb #42515c18
 def _batch(plant: Plant, m: Station, there: list[Part]) -> list[Part]:
     first = next((p for p in there if p in m.coming), there[0])
     assert first.step is not None

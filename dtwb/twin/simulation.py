@@ -338,7 +338,7 @@ def _is_saved(sim: Simulation, how: str) -> bool:
         sim.controller(sim, [made(sim.plant.record.rows[-1:])[0]])
     return sim._acts > acts
 
-# %% ../../nbs/twin/00_simulation.ipynb #a5c9d21e
+# %% ../../nbs/twin/00_simulation.ipynb #61423d46
 def _dispatch(plant: Plant) -> None:
     look = _serve_all if plant.look_at_all else _serve_marked
     if plant.patient:
@@ -536,7 +536,7 @@ def _redirect(plant: Plant, part: Part) -> None:
         part.target, part.direct = None, None
         join_movers(plant, part)
 
-# %% ../../nbs/twin/00_simulation.ipynb #61b81c1a
+# %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
 def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
     "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
     groups: dict[tuple[str, float], Group] = {}
@@ -645,7 +645,7 @@ class Run:
         head = f"<b>{escape(self.factory.name)}</b>, seed {self.seed}: {escape(self.how)} after {end:,.0f} s; {what}"
         return f"<p>{head}</p>{gantt_svg(self.schedule)}"
 
-# %% ../../nbs/twin/00_simulation.ipynb #f49dcee0
+# %% ../../nbs/twin/00_simulation.ipynb #1e3a5e5f
 def executed_schedule(
     events: list[Event],  # in the agreed order
 ) -> Schedule:

@@ -6,7 +6,7 @@
 __all__ = ['begin', 'run', 'finish', 'interrupt', 'expect', 'leave_the_plant', 'let_in', 'deliver', 'reorder', 'pick', 'renew',
            'fail', 'plan_care', 'maintain', 'status', 'show']
 
-# %% ../../nbs/twin/06_working.ipynb #91d0fa75
+# %% ../../nbs/twin/06_working.ipynb #114b990c
 import math
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..core.streams import generator
 from .floor import InspectionRequest, Part, Piece, Plant, Station, Step, Verdict
 from .moving import count_kanban, forget_choice, give_up_place, take_off, wait_to_move
 
-# %% ../../nbs/twin/06_working.ipynb #69f40108
+# %% ../../nbs/twin/06_working.ipynb #14943611
 def begin(plant: Plant, m: Station, parts: list[Part]) -> bool:  # True
     "Take the parts up and work on them."
     duration = 0.0
@@ -134,7 +134,7 @@ def _pause(plant: Plant, m: Station, token: int) -> None:
         interrupt(plant, m, "closed")
         plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #5ad081f9
+# %% ../../nbs/twin/06_working.ipynb #93f31c80
 def expect(plant: Plant, visits: Any, change: int) -> None:
     "Count what may still come to each machine."
     for _, step in visits:
@@ -187,7 +187,7 @@ def _enter(plant: Plant, part: Part) -> None:
     expect(plant, part.visits, +1)
     wait_to_move(plant, part)
 
-# %% ../../nbs/twin/06_working.ipynb #74d000c7
+# %% ../../nbs/twin/06_working.ipynb #07642fa4
 def _consume(plant: Plant, step: Step) -> None:
     for material, quantity in step.spec.materials.items():
         plant.stock[material] -= quantity
@@ -219,7 +219,7 @@ def _tell_the_hungry(plant: Plant) -> None:
     for m in plant.hungry:
         plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #88ba8ece
+# %% ../../nbs/twin/06_working.ipynb #faf9998a
 def _spoil(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> None:
     "The operation leaves its mark on the part, or not."
     d = m.spec.degradation
@@ -260,7 +260,7 @@ def _wear(plant: Plant, m: Station, duration: float) -> None:
         value = sensor.new + (sensor.worn - sensor.new) * m.wear + sensor.noise * noise
         plant.note(ev.SensorRead, m.id, sensor.id, value, sensor.unit)
 
-# %% ../../nbs/twin/06_working.ipynb #5f85fcb0
+# %% ../../nbs/twin/06_working.ipynb #6fb2bcc3
 def _passes(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bool:
     "Ask the inspector; whether the part goes on along its route."
     id = part.job.id
@@ -337,7 +337,7 @@ def _unplan(plant: Plant, part: Part) -> None:
                 m.load -= group.load
             plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #0a4a8fe7
+# %% ../../nbs/twin/06_working.ipynb #8760b509
 def renew(plant: Plant, m: Station, k: int) -> None:
     "A new time to failure for one mode, on its own clock."
     mode = m.modes[k]
@@ -388,7 +388,7 @@ def _repaired(plant: Plant, m: Station) -> None:
     if k >= 0:
         renew(plant, m, k)
 
-# %% ../../nbs/twin/06_working.ipynb #602121cf
+# %% ../../nbs/twin/06_working.ipynb #7ed35b10
 def _ask_for_care(plant: Plant, m: Station) -> None:
     "Maintenance that is due by work or by wear."
     care = m.spec.maintenance
@@ -431,7 +431,7 @@ def _maintained(plant: Plant, m: Station) -> None:
         renew(plant, m, k)
     plan_care(plant, m)
 
-# %% ../../nbs/twin/06_working.ipynb #5c2260c7
+# %% ../../nbs/twin/06_working.ipynb #edfabe25
 def status(plant: Plant, m: Station) -> MachineStatus:
     if m.down:
         return MachineStatus.MAINTENANCE if m.down == "maintenance" else MachineStatus.ERROR
