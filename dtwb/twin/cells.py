@@ -51,7 +51,7 @@ __all__ = ['NOW', 'UNTIL', 'LIMIT', 'INSTANT', 'PHASE', 'CURSOR', 'CHANGED', 'LI
            'NEEDS', 'REACHED', 'STUCK', 'LATE', 'NEVER', 'VISITS', 'RANKS', 'FEW', 'FAST_RULES', 'IDLES', 'SETS_UP',
            'RUNS', 'IS_BLOCKED', 'STARVES', 'WARNS', 'ERRS', 'CARES', 'IS_OFF', 'TOO_MANY_STEPS', 'CROWDED']
 
-# %% ../../nbs/twin/05_cells.ipynb #6c0e1fb9
+# %% ../../nbs/twin/05_cells.ipynb #2631b013
 # fmt: off
 (  # the head of the block
     NOW, UNTIL, LIMIT, INSTANT, PHASE, CURSOR, CHANGED, LIVE, PLANNED_CALLS, UNFINISHED, PLANNED, RULE, DISTURBED, RECORD, SENSING,
@@ -124,6 +124,6 @@ RANKS = 2.0**46
 FEW = 1 << 32
 FAST_RULES = ("fifo", "spt", "lpt", "edd", "slack", "cr", "atc", "setup")
 
-# %% ../../nbs/twin/05_cells.ipynb #cc53a333
+# %% ../../nbs/twin/05_cells.ipynb #4bd3047d
 IDLES, SETS_UP, RUNS, IS_BLOCKED, STARVES, WARNS, ERRS, CARES, IS_OFF = range(9)  # as in MachineStatus
 TOO_MANY_STEPS, CROWDED = 1, 2

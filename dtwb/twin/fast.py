@@ -14,16 +14,16 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next', 'stands_ready',
            'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one', 'set_out', 'rest_of',
            'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for', 'open_so_long', 'pick',
-           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go', 'set_up',
-           'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish',
-           'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
+           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
+           'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
+           'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
            'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'break_down', 'repaired',
            'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
            'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
            'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation', 'check_schedule', 'say_plan', 'fresh',
            'make_room', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #2fb24f27
+# %% ../../nbs/twin/10_fast.ipynb #8885ff4d
 import math
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #4918148c
+# %% ../../nbs/twin/10_fast.ipynb #001b876c
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -72,7 +72,7 @@ STATUS_CHANGED = KIND["MachineStatusChanged"]
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #20aefd0e
+# %% ../../nbs/twin/10_fast.ipynb #6b2192f6
 @kernel
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -198,7 +198,7 @@ def settle(N, F, R):
         R[i]["time"] = F[C.INSTANT]
     N[C.FIRST] = n
 
-# %% ../../nbs/twin/10_fast.ipynb #ce20d509
+# %% ../../nbs/twin/10_fast.ipynb #accecad5
 @kernel
 def flag(N, words, m):
     "Set the machine's bit."
@@ -375,7 +375,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #6d688570
+# %% ../../nbs/twin/10_fast.ipynb #e2425686
 @kernel
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -438,7 +438,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #599b5acd
+# %% ../../nbs/twin/10_fast.ipynb #9ea82c0a
 @kernel
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -816,7 +816,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #9d61d81c
+# %% ../../nbs/twin/10_fast.ipynb #1de60350
 @kernel
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -914,7 +914,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #f14d94e9
+# %% ../../nbs/twin/10_fast.ipynb #84268c36
 @kernel
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -1124,14 +1124,14 @@ def serve(N, F, R, m):
         if not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
             let_go(N, F, m)
             return True
-        if not set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
+        if not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
             return False
         begin(N, F, R, m, chosen, n)
         return True
     g = N[m + C.M_SEQUENCE]
     if g == 0:
         return False
-    if not set_up(N, F, R, m, N[N[N[g + C.G_KEYS]] + C.Y_OPERATION]):
+    if not get_set_up(N, F, R, m, N[N[N[g + C.G_KEYS]] + C.Y_OPERATION]):
         return N[m + C.M_SETTING_UP] > 0
     if not startable(N, F, m, g):
         return False
@@ -1148,7 +1148,7 @@ def let_go(N, F, m):
 
 
 @kernel
-def set_up(N, F, R, m, o):
+def get_set_up(N, F, R, m, o):
     "Whether the machine is set up for the operation; if not, begin."
     family = N[o + C.O_FAMILY]
     if N[m + C.M_SETUP] == 0 or N[m + C.M_FAMILY] == family:
@@ -1185,7 +1185,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #aba0f903
+# %% ../../nbs/twin/10_fast.ipynb #059f9fb3
 @kernel
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1842,7 +1842,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #d2410736
+# %% ../../nbs/twin/10_fast.ipynb #5083a8d2
 @kernel
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2279,7 +2279,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #c492c261
+# %% ../../nbs/twin/10_fast.ipynb #9d8d4489
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2311,7 +2311,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #513fd4d1
+# %% ../../nbs/twin/10_fast.ipynb #e6b7aba2
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2433,7 +2433,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #050ef3f1
+# %% ../../nbs/twin/10_fast.ipynb #ea7c8768
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2521,7 +2521,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #715847ca
+# %% ../../nbs/twin/10_fast.ipynb #83ce69a1
 def drain(sim: FastSimulation) -> None:
     "Take over what the kernel has written."
     N, R = sim.N, sim.R
@@ -2575,7 +2575,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, list(names), list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #70e7d717
+# %% ../../nbs/twin/10_fast.ipynb #e0c37fc5
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2611,7 +2611,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #52cab568
+# %% ../../nbs/twin/10_fast.ipynb #5bc887c6
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
