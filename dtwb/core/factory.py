@@ -154,7 +154,7 @@ class Buffer(_Model):
     capacity: int = Field(ge=0)  # 0: parts go straight from machine to machine
     position: Position | None = None  # m
 
-# %% ../../nbs/core/30_factory.ipynb #43582c0c
+# %% ../../nbs/core/30_factory.ipynb #09ff63d4
 class Reorder(_Model):
     "When stock and what is on order are at `point` or below, `quantity` is ordered."
 
@@ -172,7 +172,7 @@ class Material(_Model):
     reorder: Reorder | None = None
     cost: Rate = 0.0  # money per unit
 
-# %% ../../nbs/core/30_factory.ipynb #96aaf80f
+# %% ../../nbs/core/30_factory.ipynb #a6d431d8
 class Battery(_Model):
     "Of a vehicle: it goes to charge when what is left is down to the reserve."
 
@@ -218,7 +218,7 @@ class Transport(_Model):
     def _belts(self) -> dict[tuple[str, str], Conveyor]:
         return {(belt.origin, belt.destination): belt for belt in self.conveyors}
 
-# %% ../../nbs/core/30_factory.ipynb #8e0dce58
+# %% ../../nbs/core/30_factory.ipynb #a96a302c
 VIBRATION = Sensor(id="vibration", unit="mm/s", new=1.0, worn=5.0, noise=0.2)
 
 
@@ -276,7 +276,7 @@ class Order(_Model):
     due: Seconds | None = None
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
-# %% ../../nbs/core/30_factory.ipynb #ef6a7ccf
+# %% ../../nbs/core/30_factory.ipynb #5677481c
 class Source(_Model):
     "A stream of orders of one job each."
 
@@ -301,7 +301,7 @@ class Release(_Model):
             raise ValueError("'conwip' and 'wip' go together")
         return self
 
-# %% ../../nbs/core/30_factory.ipynb #29966dad
+# %% ../../nbs/core/30_factory.ipynb #e9911aa3
 class Crew(_Model):
     "Who repairs and maintains."
 
@@ -552,7 +552,7 @@ def next_open(
             return windows[0][0]
         reach *= 2
 
-# %% ../../nbs/core/30_factory.ipynb #2b4422f2
+# %% ../../nbs/core/30_factory.ipynb #aa7772b0
 def energy_price(
     factory: Factory,
     time: float,  # s
@@ -648,7 +648,7 @@ def _check_product(factory: Factory, product: Product) -> Iterator[tuple[str, st
         for target in (operation.inspection.rework if operation.inspection else {}).values():
             yield from _unknown(f"{at}.inspection.rework", "operation", target, names)
 
-# %% ../../nbs/core/30_factory.ipynb #719d79f7
+# %% ../../nbs/core/30_factory.ipynb #f341e47e
 def _check_needs(factory: Factory, operation: Operation) -> Iterator[str]:
     "Whether there are as many operators with these skills, each of whom can do one thing at a time."
     known = sorted({skill for operator in factory.operators for skill in operator.skills})
@@ -707,7 +707,7 @@ def _check_routing(product: Product) -> Iterator[tuple[str, str]]:
         if operation.inspection and operation.inspection.rework:
             yield f"{where}.inspection.rework", "where 'routing' says what comes next, nothing is sent back"
 
-# %% ../../nbs/core/30_factory.ipynb #d51ea79b
+# %% ../../nbs/core/30_factory.ipynb #791ec963
 def _check_closing(factory: Factory) -> Iterator[tuple[str, str]]:
     "Work that no shift is long enough for."
     for product in factory.products:
