@@ -27,13 +27,13 @@ def distributions(draw) -> dict | float:
         case "number":
             return mean
         case "gamma" | "lognormal":
-            return {"distribution": kind, "mean": mean, "cv": draw(st.floats(0, 3))}
+            return {"distribution": kind, "mean": mean, "cv": draw(st.just(0.0) | st.floats(0.001, 3))}
         case "uniform":
-            return {"distribution": kind, "mean": mean, "cv": draw(st.floats(0, 0.57))}
+            return {"distribution": kind, "mean": mean, "cv": draw(st.just(0.0) | st.floats(0.001, 0.57))}
         case "weibull":
             return {"distribution": kind, "mean": mean, "shape": draw(st.floats(0.3, 5))}
         case "triangular":
-            low, mode, high = sorted(draw(st.lists(amounts, min_size=3, max_size=3, unique=True)))
+            low, mode, high = sorted(draw(st.lists(st.integers(1, 9999), min_size=3, max_size=3, unique=True)))
             return {"distribution": kind, "low": low, "mode": mode, "high": high}
         case "empirical":
             return {"distribution": kind, "values": draw(st.lists(amounts, min_size=1, max_size=4))}
@@ -395,6 +395,12 @@ BAD = [
     (VEHICLES, {"size": 1, "speed": 0}, "transport.vehicles.speed", "greater than 0"),
     (VEHICLES, {"size": 1, "battery": {"range": 0, "charge": 9}}, "vehicles.battery.range", "greater than 0"),
     (VEHICLES, {"size": 1, "battery": {"range": 9, "charge": 9, "reserve": 1}}, "battery.reserve", "less than 1"),
+    (
+        at("transport", "vehicles", "home"),
+        [3000, 0],
+        "vehicles.battery.range",
+        "900 s of driving are too few from home",
+    ),
     (at("transport", "conveyors", 0, "to"), "ovn", "transport.conveyors.saw-ovn.to", "there is no machine 'ovn'"),
     (at("transport", "conveyors", 0, "time"), 0, "transport.conveyors.0.time", "greater than 0"),
     (at("transport", "conveyors", 0, "capacity"), 0, "transport.conveyors.0.capacity", "greater than or equal to 1"),

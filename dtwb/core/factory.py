@@ -154,7 +154,7 @@ class Buffer(_Model):
     capacity: int = Field(ge=0)  # 0: parts go straight from machine to machine
     position: Position | None = None  # m
 
-# %% ../../nbs/core/30_factory.ipynb #09ff63d4
+# %% ../../nbs/core/30_factory.ipynb #0b44836a
 class Reorder(_Model):
     "When stock and what is on order are at `point` or below, `quantity` is ordered."
 
@@ -172,7 +172,7 @@ class Material(_Model):
     reorder: Reorder | None = None
     cost: Rate = 0.0  # money per unit
 
-# %% ../../nbs/core/30_factory.ipynb #a6d431d8
+# %% ../../nbs/core/30_factory.ipynb #ce521bd2
 class Battery(_Model):
     "Of a vehicle: it goes to charge when what is left is down to the reserve."
 
@@ -218,7 +218,7 @@ class Transport(_Model):
     def _belts(self) -> dict[tuple[str, str], Conveyor]:
         return {(belt.origin, belt.destination): belt for belt in self.conveyors}
 
-# %% ../../nbs/core/30_factory.ipynb #a96a302c
+# %% ../../nbs/core/30_factory.ipynb #3d0c2f0d
 VIBRATION = Sensor(id="vibration", unit="mm/s", new=1.0, worn=5.0, noise=0.2)
 
 
@@ -276,7 +276,7 @@ class Order(_Model):
     due: Seconds | None = None
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
-# %% ../../nbs/core/30_factory.ipynb #5677481c
+# %% ../../nbs/core/30_factory.ipynb #9f292422
 class Source(_Model):
     "A stream of orders of one job each."
 
@@ -301,7 +301,7 @@ class Release(_Model):
             raise ValueError("'conwip' and 'wip' go together")
         return self
 
-# %% ../../nbs/core/30_factory.ipynb #e9911aa3
+# %% ../../nbs/core/30_factory.ipynb #5109320b
 class Crew(_Model):
     "Who repairs and maintains."
 
@@ -552,7 +552,7 @@ def next_open(
             return windows[0][0]
         reach *= 2
 
-# %% ../../nbs/core/30_factory.ipynb #aa7772b0
+# %% ../../nbs/core/30_factory.ipynb #9e7aa87a
 def energy_price(
     factory: Factory,
     time: float,  # s
@@ -628,6 +628,33 @@ def _check_transport(factory: Factory) -> Iterator[tuple[str, str]]:
             yield at, "it is there twice" if count > 1 else "it leads to where it comes from"
 
 
+def _check_battery(factory: Factory) -> Iterator[tuple[str, str]]:
+    "A vehicle that leaves its home with a full battery comes back from wherever it is sent."
+    fleet = factory.transport.vehicles
+    if fleet is None or fleet.battery is None:
+        return
+    places = {"entry": factory.entry, "exit": factory.exit} | {m.id: m.position for m in factory.machines}
+    trips = {pair for product in factory.products for pair in _moves(product)}
+    for a, b in sorted(trips):
+        legs = pairwise((fleet.home[:2], places[a][:2], places[b][:2], fleet.home[:2]))
+        run = sum(math.dist(p, q) for p, q in legs) / fleet.speed
+        if run > fleet.battery.range:
+            what = f"{fleet.battery.range:g} s of driving are too few from home to {a}, {b} and back: {run:.4g} s"
+            yield "transport.vehicles.battery.range", what
+            return
+
+
+def _moves(product: Product) -> Iterator[tuple[str, str]]:
+    "From where to where its parts may be carried."
+    machines = {"entry": ["entry"], "exit": ["exit"]}
+    machines |= {operation.id: [mode.machine for mode in operation.modes] for operation in product.operations}
+    steps = [("entry", *(operation.id for operation in route(product)), "exit")]
+    hops = [hop for step in steps for hop in pairwise(step)]
+    if product.routing is not None:
+        hops = [(here, there) for here, row in product.routing.items() for there in row]
+    yield from ((a, b) for here, there in hops for a in machines[here] for b in machines[there])
+
+
 def _check_product(factory: Factory, product: Product) -> Iterator[tuple[str, str]]:
     names = [operation.id for operation in product.operations]
     here = f"products.{product.id}.operations"
@@ -648,7 +675,7 @@ def _check_product(factory: Factory, product: Product) -> Iterator[tuple[str, st
         for target in (operation.inspection.rework if operation.inspection else {}).values():
             yield from _unknown(f"{at}.inspection.rework", "operation", target, names)
 
-# %% ../../nbs/core/30_factory.ipynb #f341e47e
+# %% ../../nbs/core/30_factory.ipynb #c2d7ccae
 def _check_needs(factory: Factory, operation: Operation) -> Iterator[str]:
     "Whether there are as many operators with these skills, each of whom can do one thing at a time."
     known = sorted({skill for operator in factory.operators for skill in operator.skills})
@@ -707,7 +734,7 @@ def _check_routing(product: Product) -> Iterator[tuple[str, str]]:
         if operation.inspection and operation.inspection.rework:
             yield f"{where}.inspection.rework", "where 'routing' says what comes next, nothing is sent back"
 
-# %% ../../nbs/core/30_factory.ipynb #791ec963
+# %% ../../nbs/core/30_factory.ipynb #c4714aaa
 def _check_closing(factory: Factory) -> Iterator[tuple[str, str]]:
     "Work that no shift is long enough for."
     for product in factory.products:
@@ -780,7 +807,7 @@ def _check(factory: Factory) -> list[tuple[str, str]]:
         findings = list(_check_product(factory, product))
         found += findings or list(_check_routes(factory, product))
     if not found:
-        found += _check_closing(factory)
+        found += [*_check_closing(factory), *_check_battery(factory)]
     return [*found, *_check_orders(factory), *_check_tariff(factory)]
 
 # %% ../../nbs/core/30_factory.ipynb #1577c13a
