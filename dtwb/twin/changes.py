@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
+from ..core.distributions import Distribution, scaled
 from ..core.errors import FactoryError
 from ..core.factory import Calendar, Factory, Id, _Loader, parse_factory
 from ..core.settings import locate
@@ -207,14 +208,7 @@ def _number(value: Any, path: str) -> int | float:
 def _times(value: Any, factor: float, path: str) -> Any:
     "A number or a distribution (as plain data), so many times as large; what is whole stays whole."
     if isinstance(value, dict) and "distribution" in value:
-        lengths = {
-            name: value[name] * factor for name in ("mean", "low", "high", "mode") if value.get(name) is not None
-        }
-        lengths["values"] = [v * factor for v in value.get("values") or ()]
-        if value["distribution"] == "scipy":
-            args = value.get("args") or {}
-            lengths["args"] = args | {"loc": args.get("loc", 0.0) * factor, "scale": args.get("scale", 1.0) * factor}
-        return value | lengths
+        return scaled(Distribution.model_validate(value), factor).model_dump(mode="json")
     number = _number(value, path)
     return max(1, round(number * factor)) if isinstance(number, int) and number > 0 else number * factor
 
@@ -234,13 +228,13 @@ class AddMachine(Change):
         for product in data["products"]:
             for operation in product["operations"]:
                 operation["modes"] += [mode | {"machine": id} for mode in operation["modes"] if mode["machine"] == like]
-        times = data["transport"].get("times") or {}
+        times = data["transport"]["times"]
         for to in times.values():
             to |= {id: to[like]} if like in to else {}
         if like in times:
             times[id] = dict(times[like])
-        for belt in list(data["transport"].get("conveyors") or ()):
-            ends = [end for end in ("from", "to", "origin", "destination") if belt.get(end) == like]
+        for belt in list(data["transport"]["conveyors"]):
+            ends = [end for end in ("from", "to") if belt[end] == like]
             data["transport"]["conveyors"] += [belt | dict.fromkeys(ends, id)] if ends else []
 
 
@@ -261,13 +255,12 @@ class RemoveMachine(Change):
                         f"{operation['id']!r} of {product['id']!r} can only be done on {gone!r}",
                         how="give it another mode first",
                     )
-        times = data["transport"].get("times") or {}
+        times = data["transport"]["times"]
         data["transport"]["times"] = {
             a: {b: s for b, s in to.items() if b != gone} for a, to in times.items() if a != gone
         }
-        belts = data["transport"].get("conveyors") or ()
-        if belts:
-            data["transport"]["conveyors"] = [belt for belt in belts if gone not in belt.values()]
+        belts = data["transport"]["conveyors"]
+        data["transport"]["conveyors"] = [belt for belt in belts if gone not in (belt["from"], belt["to"])]
 
 # %% ../../nbs/twin/38_changes.ipynb #eadc248d
 class Append(Change):
@@ -307,7 +300,7 @@ class Repair(Change):
         found = 0
         for place in find_places(factory, f"machines.{self.repair}"):
             machine = _container(data, place)[place[-1]]
-            for failure in [machine.get("failure"), *(machine.get("failures") or ())]:
+            for failure in [machine["failure"], *machine["failures"]]:
                 if failure:
                     failure["mttr"], found = _times(failure["mttr"], self.by, self.repair), found + 1
         if not found:
@@ -349,7 +342,7 @@ class Demand(Change):
             order["quantity"] = round((round(asked * self.demand) - given) * unit)
             given = round(asked * self.demand)
         data["orders"] = [order for order in data["orders"] if order["quantity"] >= 1]
-        for source in data.get("sources") or ():
+        for source in data["sources"]:
             source["interarrival"] = _times(source["interarrival"], 1 / self.demand, "interarrival")
 
 
