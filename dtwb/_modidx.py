@@ -1938,6 +1938,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.logs._encodable': ('twin/logs.html#_encodable', 'dtwb/twin/logs.py'),
                                 'dtwb.twin.logs._event': ('twin/logs.html#_event', 'dtwb/twin/logs.py'),
                                 'dtwb.twin.logs._hints': ('twin/logs.html#_hints', 'dtwb/twin/logs.py'),
+                                'dtwb.twin.logs._is_row': ('twin/logs.html#_is_row', 'dtwb/twin/logs.py'),
                                 'dtwb.twin.logs._keeps': ('twin/logs.html#_keeps', 'dtwb/twin/logs.py'),
                                 'dtwb.twin.logs._long_cells': ('twin/logs.html#_long_cells', 'dtwb/twin/logs.py'),
                                 'dtwb.twin.logs._wait_until': ('twin/logs.html#_wait_until', 'dtwb/twin/logs.py'),

@@ -97,13 +97,14 @@ def _keeps(hint: Any, value: Any) -> bool:
     if not isinstance(value, tuple):
         return False
     if hint == tuple[tuple, ...]:
-        return all(
-            isinstance(row, tuple) and len(row) == 6
-            and all(_keeps(str, v) for v in row[:3])
-            and all(isinstance(v, float) and math.isfinite(v) for v in (*row[3:5], row[5] or 0.0))
-            for row in value
-        )  # fmt: skip
+        return all(isinstance(row, tuple) and _is_row(*row) for row in value)
     return all(_keeps(get_args(hint)[0], v) for v in value)
+
+
+def _is_row(*row: Any) -> bool:
+    numbers = row[3:5] if row[5:] == (None,) else row[3:]
+    text = all(_keeps(str, v) for v in row[:3])
+    return len(row) == 6 and text and all(isinstance(v, float) and math.isfinite(v) for v in numbers)
 
 
 def _check_finite(event: Event) -> None:
@@ -251,7 +252,10 @@ def write_csv(
 ) -> Path:
     "Write a log for people: a row each."
     path = Path(path)
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8-sig", newline="") as file:
+    with (
+        written_aside(path) as aside,
+        aside.open("w", encoding="utf-8-sig", errors="surrogatepass", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["time", "date", "kind", "subject", *NAMED, "details"])
         for event in events:
@@ -274,7 +278,7 @@ def stream_csv(
 ) -> Iterator[Event]:  # raises StoreError, or SimulationError naming the row
     "The events that `write_csv` wrote."
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file, _long_cells():
+        with open(path, encoding="utf-8-sig", errors="surrogatepass", newline="") as file, _long_cells():
             rows = csv.reader(file)
             head = next(rows, [])
             if missing := {"time", "kind", "subject"} - set(head):
