@@ -162,7 +162,7 @@ def _rises(taken: _Reader) -> np.ndarray:  # bool: the level went up
 
 
 def _joined(part: Any, what: Any, time: Any, to: Any, arrival: Any, n: int) -> tuple[np.ndarray, ...]:
-    "A place taken goes into its move, aside is beside the machine that the part was on, and a move begins where it was."
+    "A place taken goes into its move; aside is beside the machine that the part was on; a move begins where it was."
     taken = np.flatnonzero(what == _TAKEN)
     taken = taken[(taken > 0) & (part[taken - 1] == part[taken]) & (what[taken - 1] == _MOVED)]
     to[taken - 1] = np.where(time[taken - 1] == time[taken], to[taken], to[taken - 1])
