@@ -6,6 +6,7 @@
 __all__ = ['paths', 'color_of_product', 'picture', 'legend', 'Stage', 'set_stage', 'Scene', 'has_kernel']
 
 # %% ../../nbs/twin/50_scene.ipynb #54e281fb
+import math
 from collections import Counter
 from functools import cached_property
 from html import escape
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.spatial.transform import Rotation
 
 from ..core.errors import SimulationError
 from ..core.events import Event, MachineStatus
@@ -139,7 +141,10 @@ def legend(
         entries.append(("#000", f"vehicles {len(now.vehicles)}"))
     levels = (f"{b.id} {level}/{b.capacity}" for b, level in zip(floor.factory.buffers, now.levels.tolist()) if level)
     whole = round(now.time)
-    words = [f"<b>{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}</b>", f"{len(now.parts)} parts"]
+    words = [
+        f"<b>{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}</b>",
+        f"{len(now.parts)} part{'s' * (len(now.parts) != 1)}",
+    ]
     words += [f'<span style="color:{color}">&#9632;</span> {escape(text)}' for color, text in entries[:24]]
     return f'<div style="font:12px sans-serif">{" &nbsp; ".join(words)}<br>{escape(", ".join(levels))}</div>'
 
@@ -162,8 +167,12 @@ class Stage:
         self.vehicles, fleet = _points(max(len(film.vehicles), 1), self.floor.size / 2)
         self.shown: Any = None
         things = [*_ground(self.floor), *self.machines, *self.bars, self.cloud, fleet, *_names(self.floor)]
+        # a page learns of a widget only if the scene refers to it: a material for later needs a place, too
+        palette = [three.Mesh(geometry=self.machines[0].geometry, material=m, visible=False) for m in self.materials]
         lights = [three.AmbientLight(intensity=0.75), three.DirectionalLight(position=[-3, -5, 9], intensity=0.45)]
-        self.scene = three.Scene(children=[*things, *lights], background=None)
+        middle = (self.floor.points.min(0) + self.floor.points.max(0)) / 2
+        plant = three.Group(children=things, position=[*(-middle).tolist(), 0.0])  # the controls turn about 0, 0, 0
+        self.scene = three.Scene(children=[plant, *palette, *lights], background=None)
         self.camera, controls = _camera(self.floor, width / height)
         self.renderer = three.Renderer(
             camera=self.camera,
@@ -227,7 +236,11 @@ def _points(room: int, size: float) -> tuple[dict[str, Any], Any]:  # the attrib
     three = _three()
     array = lambda value: three.BufferAttribute(np.full((room, 3), value, np.float32), normalized=False, dynamic=True)
     attributes = {"position": array(1e6), "color": array(0.0)}
-    material = three.PointsMaterial(size=1.6 * size, vertexColors="VertexColors", sizeAttenuation=True)
+    material = three.PointsMaterial(
+        size=2.4 * 0.85 * size,  # three.js takes a field of view of 90 degrees
+        vertexColors="VertexColors",
+        sizeAttenuation=True,
+    )
     cloud = three.Points(geometry=three.BufferGeometry(attributes=attributes), material=material, frustumCulled=False)
     return attributes, cloud
 
@@ -264,7 +277,9 @@ def _names(floor: Layout) -> list[Any]:
     named += [("entry", floor.points[0]), ("exit", floor.points[1])]
     found = []
     for name, (x, y) in named if len(named) <= 60 else ():
-        texture = three.TextTexture(string=name, color="#333333", size=48, squareTexture=False)
+        texture = three.TextTexture(
+            string=name, color="#555555", size=48, squareTexture=False, minFilter="LinearFilter"
+        )
         sprite = three.Sprite(material=three.SpriteMaterial(map=texture, transparent=True))
         sprite.position = (float(x), float(y), 1.35 * floor.size)
         sprite.scale = (0.22 * floor.size * len(name), 0.45 * floor.size, 1.0)
@@ -274,15 +289,22 @@ def _names(floor: Layout) -> list[Any]:
 
 def _camera(floor: Layout, aspect: float) -> tuple[Any, Any]:  # and its controls: drag, wheel
     three = _three()
-    low, high = floor.points.min(0), floor.points.max(0)
-    middle = [*((low + high) / 2).tolist(), 0.0]
-    span = max((high[0] - low[0]) / aspect * 1.1, high[1] - low[1], 6 * floor.size)
-    at = [middle[0], middle[1] - 1.0 * span, 0.9 * span]
+    wide, deep = (floor.points.max(0) - floor.points.min(0)).tolist()
+    span = max(1.25 * (wide + 2 * floor.size) / aspect, 1.3 * deep, 6 * floor.size)
+    at = [0.0, -0.75 * span, 0.8 * span]
     camera = three.PerspectiveCamera(
         position=at, up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * span
     )
-    camera.lookAt(middle)
-    return camera, three.OrbitControls(controlling=camera, target=middle, maxPolarAngle=1.5)
+    camera.quaternion = _looking(np.array(at))
+    return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5)
+
+
+def _looking(eye: np.ndarray) -> tuple[float, ...]:
+    "The quaternion of a camera that looks at 0, 0, 0, with z upwards."
+    back = eye / np.linalg.norm(eye)
+    right = np.cross([0, 0, 1], back)
+    right /= np.linalg.norm(right)
+    return tuple(Rotation.from_matrix(np.stack([right, np.cross(back, right), back], 1)).as_quat().tolist())
 
 # %% ../../nbs/twin/50_scene.ipynb #9dbe0870
 class Scene:
@@ -295,12 +317,13 @@ class Scene:
         what: Run | Factory,
         events: "Trace | list[Event] | None" = None,  # of the factory; None: the run's, or nothing has happened
         width: int = 900,  # px
-        height: int = 420,  # px
+        height: int | None = None,  # px; None: as the floor asks for
     ):
-        self.width, self.height = width, height
         factory = what if isinstance(what, Factory) else what.factory
         past: Any = [] if isinstance(what, Factory) else getattr(what, "trace", None) or what.events
         self.film = Film(factory, past if events is None else events)
+        wide, deep = self.film.layout.points.max(0) - self.film.layout.points.min(0) + 4 * self.film.layout.size
+        self.width, self.height = width, height or round(width * min(max(deep / wide, 0.3), 0.6))
         self.moment = moment(self.film, 0.0)
 
     def show(
@@ -373,7 +396,7 @@ def play(
     import ipywidgets
 
     end, step = self.film.end if end is None else end, speed / fps
-    frames = max(round((end - start) / step), 1)
+    frames = max(math.ceil((end - start) / step), 1)
     button = ipywidgets.Play(min=0, max=frames, interval=1000 // fps)
     slider = ipywidgets.IntSlider(min=0, max=frames, readout=False, description="time", layout={"width": "420px"})
     ipywidgets.jslink((button, "value"), (slider, "value"))
@@ -381,7 +404,7 @@ def play(
     flat, view = ipywidgets.HTML(), ipywidgets.VBox([self.stage.renderer])
 
     def turn(_: Any = None) -> None:
-        self.show(start + slider.value * step)
+        self.show(min(start + slider.value * step, end))
         above = kind.value == "from above"
         flat.value = self.picture if above else ""
         view.children = (flat,) if above else (self.stage.renderer,)
