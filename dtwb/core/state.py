@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['TRANSITIONS', 'HANDLERS', 'MachineState', 'JobState', 'VehicleState', 'Alarm', 'FactoryState', 'initial_state',
-           'apply', 'fold', 'History']
+           'copy_job', 'copy_state', 'apply', 'fold', 'History']
 
 # %% ../../nbs/core/50_state.ipynb #3bf69935
-import copy
-from bisect import bisect_right
+import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import NoReturn
+
+import numpy as np
 
 from . import events as ev
 from .errors import SimulationError
 from .events import Event, MachineStatus, in_order, to_json
 from .factory import Factory
 from .schedule import Schedule, ScheduledOperation
+from .trace import COLUMNS, Trace
 
 # %% ../../nbs/core/50_state.ipynb #7f631747
 def _table(text: str) -> dict[MachineStatus, frozenset[MachineStatus]]:
@@ -139,6 +143,40 @@ def initial_state(factory: Factory) -> FactoryState:
         materials={material.id: material.stock for material in factory.materials},
     )
 
+# %% ../../nbs/core/50_state.ipynb #b09df76a
+_JOB, _MACHINE = (attrgetter(*(f.name for f in fields(cls))) for cls in (JobState, MachineState))
+
+
+def copy_job(job: JobState) -> JobState:
+    return JobState(*_JOB(job))
+
+
+def _copy_machine(machine: MachineState) -> MachineState:
+    own = MachineState(*_MACHINE(machine))
+    own.working, own.sensors = own.working.copy(), own.sensors.copy()
+    return own
+
+
+def copy_state(
+    state: FactoryState,
+    jobs: dict[str, JobState] | None = None,  # instead of its own, and not copied
+    orders: dict[str, float] | None = None,  # likewise
+) -> FactoryState:  # jobs that have ended are shared, all else is the caller's own
+    "The same state, to be changed without changing `state`."
+    if jobs is None:
+        jobs = {id: job if job.ended is not None else copy_job(job) for id, job in state.jobs.items()}
+    return replace(
+        state,
+        machines={id: _copy_machine(m) for id, m in state.machines.items()},
+        jobs=jobs,
+        buffers=state.buffers.copy(),
+        materials=state.materials.copy(),
+        orders=state.orders.copy() if orders is None else orders,
+        alarms={id: replace(alarm) for id, alarm in state.alarms.items()},
+        vehicles={id: replace(vehicle) for id, vehicle in state.vehicles.items()},
+        counts=state.counts.copy(),
+    )
+
 # %% ../../nbs/core/50_state.ipynb #5d2afdc0
 def _refuse(what: str, event: Event) -> NoReturn:
     raise SimulationError(what, f"t = {event.time:g} s, {to_json(event)}")
@@ -157,6 +195,13 @@ def _job(state: FactoryState, id: str, event: Event) -> JobState:
     return job
 
 
+def _own(state: FactoryState, id: str) -> JobState:
+    "The job, to be changed: one that has ended may be shared with other states, and is replaced."
+    if state.jobs[id].ended is not None:
+        state.jobs[id] = copy_job(state.jobs[id])
+    return state.jobs[id]
+
+
 def _run_started(state: FactoryState, e: ev.RunStarted):
     state.run, state.ended = e.subject, None
 
@@ -165,11 +210,15 @@ def _run_ended(state: FactoryState, e: ev.RunEnded):
     state.ended = e.how
 
 
+_NEXT = {old: {new.value: new for new in after} for old, after in TRANSITIONS.items()}
+
+
 def _status(state: FactoryState, e: ev.MachineStatusChanged):
     m = _machine(state, e.subject)
-    if e.old != m.status or e.new not in MachineStatus.__members__ or MachineStatus[e.new] not in TRANSITIONS[m.status]:
+    new = _NEXT[m.status].get(e.new)
+    if e.old != m.status or new is None:
         _refuse(f"the machine is {m.status}: it cannot go from {e.old} to {e.new}", e)
-    m.status, m.since = MachineStatus[e.new], e.time
+    m.status, m.since = new, e.time
 
 # %% ../../nbs/core/50_state.ipynb #05e86171
 def _started(state: FactoryState, e: ev.OperationStarted):
@@ -249,9 +298,9 @@ def _released(state: FactoryState, e: ev.JobReleased):
 
 
 def _moved(state: FactoryState, e: ev.PartMoved):
-    job = state.jobs.get(e.subject)  # one that has finished still goes to the exit
-    if job is None:
+    if e.subject not in state.jobs:  # one that has finished still goes to the exit
         _refuse(f"no job {e.subject!r} was released", e)
+    job = _own(state, e.subject)
     job.place, job.arrival = e.destination, e.time + e.duration
 
 
@@ -272,7 +321,7 @@ def _buffer(state: FactoryState, e: ev.BufferChanged):
     taken = e.level > state.buffers.get(e.subject, 0)
     state.buffers[e.subject] = e.level
     if e.job in state.jobs:
-        state.jobs[e.job].buffer = e.subject if taken else None
+        _own(state, e.job).buffer = e.subject if taken else None
 
 
 def _material(state: FactoryState, e: ev.MaterialArrived):
@@ -377,34 +426,106 @@ def fold(
         apply(state, event)
     return state
 
+# %% ../../nbs/core/50_state.ipynb #680dc8b2
+_JOB_COLUMN = {i: c.at for i, columns in enumerate(COLUMNS) for c in columns if c.name == "job"}
+
+
+def _touched(rows: np.ndarray) -> np.ndarray:  # of numbers of names, those of the jobs among them
+    "Whom these events are about."
+    jobs = [rows[at][rows["kind"] == kind] for kind, at in _JOB_COLUMN.items()]
+    return np.unique(np.concatenate([rows["subject"], *jobs]))
+
+
+class _Jobs:
+    "The versions of all jobs, in the order in which they were made."
+
+    def __init__(self):
+        self.number: dict[str, int] = {}  # of a job, in the order of release
+        self.versions: list[JobState] = []
+        self.of = array("q")  # whose version it is
+        self.ended: list[bool] = []
+
+    def add(self, id: str, job: JobState) -> None:
+        self.of.append(self.number.setdefault(id, len(self.number)))
+        self.versions.append(copy_job(job))
+        self.ended.append(job.ended is not None)
+
+    def at(self, count: int) -> dict[str, JobState]:  # the jobs when there were `count` versions
+        of = np.array(self.of[:count], np.int64)
+        last = np.zeros(int(of.max(initial=-1)) + 1, np.int64)
+        last[of] = np.arange(count)  # the last one stays
+        versions, ended = self.versions, self.ended
+        return {id: versions[i] if ended[i] else copy_job(versions[i]) for id, i in zip(self.number, last.tolist())}
+
 # %% ../../nbs/core/50_state.ipynb #29914ebf
 class History:
     "The events of a run, and its state at any time."
 
     def __init__(
         self,
-        events: Iterable[Event],  # in the agreed order
+        events: Trace | Iterable[Event],  # in the agreed order
         initial: FactoryState | None = None,  # before the first event
-        every: int = 500,  # events between two snapshots
+        every: int = 2000,  # events between two snapshots
     ):
-        self.events, self.every = list(events), every
-        self._times = [event.time for event in self.events]
-        self._snapshots = [copy.deepcopy(initial) if initial else FactoryState()]
+        self.trace, self.every = Trace.of(events), every
+        if (late := np.flatnonzero(np.diff(self.trace.rows["time"]) < 0)).size:
+            event = self.trace[int(late[0]) + 1]
+            raise SimulationError(f"{to_json(event)} comes after an event at a later time", f"event {late[0] + 1}")
+        self._head = copy_state(initial) if initial else FactoryState()  # the state at the last snapshot
+        self._jobs, self._orders = _Jobs(), list(self._head.orders.items())
+        self._snapshots: list[tuple[FactoryState, int, int]] = []  # without jobs and orders; how many of those
+        for id, job in self._head.jobs.items():
+            self._jobs.add(id, job)
+        self._remember()
+
+    def _remember(self) -> None:
+        state = copy_state(self._head, {}, {})
+        self._snapshots.append((state, len(self._jobs.of), len(self._orders)))
+
+    def _advance(self) -> None:
+        "Go on to the next snapshot."
+        first = (len(self._snapshots) - 1) * self.every
+        block = self.trace[first : first + self.every]
+        try:
+            fold(block.events, self._head)
+        except SimulationError:
+            self._head = self._restore(len(self._snapshots) - 1)
+            raise
+        self._orders += [(e.subject, e.time) for e in block.events if isinstance(e, ev.OrderReleased)]
+        names = self.trace.names
+        for id in [*self._head.jobs][len(self._jobs.number) :]:
+            self._jobs.number[id] = len(self._jobs.number)
+        for id in map(names.__getitem__, _touched(block.rows).tolist()):
+            if id in self._head.jobs:
+                self._jobs.add(id, self._head.jobs[id])
+        self._remember()
+
+    def _restore(self, nearest: int) -> FactoryState:
+        state, versions, orders = self._snapshots[nearest]
+        return copy_state(state, self._jobs.at(versions), dict(self._orders[:orders]))
+
+    def build(self) -> "History":  # itself, with all its snapshots
+        "Walk through the run once, so that every jump is short."
+        while len(self._snapshots) <= len(self.trace) // self.every:
+            self._advance()
+        return self
 
     def state(
         self,
-        at: float = float("inf"),  # s; all events up to and including this time have happened
+        at: float = math.inf,  # s; all events up to and including this time have happened
     ) -> FactoryState:
         "The state at time `at`."
-        end = bisect_right(self._times, at)
-        while len(self._snapshots) <= end // self.every:
-            first = (len(self._snapshots) - 1) * self.every
-            state = copy.deepcopy(self._snapshots[-1])
-            self._snapshots.append(fold(self.events[first : first + self.every], state))
+        end = int(self.trace.rows["time"].searchsorted(at, "right"))
         nearest = end // self.every
-        state = fold(self.events[nearest * self.every : end], copy.deepcopy(self._snapshots[nearest]))
-        state.time = max(state.time, at) if at != float("inf") else state.time
+        while len(self._snapshots) <= nearest:
+            self._advance()
+        state = fold(self.trace[nearest * self.every : end].events, self._restore(nearest))
+        state.time = max(state.time, at) if at != math.inf else state.time
         return state
 
+    @property
+    def events(self) -> list[Event]:
+        return self.trace.events
+
     def __len__(self) -> int:
-        return len(self.events)
+        return len(self.trace)
