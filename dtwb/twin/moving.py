@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['destination', 'choose', 'forget_choice', 'expected_completion', 'wait_to_move', 'join_movers', 'line_up',
-           'line_up_again', 'stop_waiting', 'move', 'is_next', 'stands_ready', 'in_stock', 'set_out', 'is_there',
-           'share', 'take_place', 'give_up_place', 'take_off', 'count_kanban']
+           'line_up_again', 'stop_waiting', 'move', 'is_in_turn', 'comes_in', 'is_next', 'stands_ready', 'in_stock',
+           'set_out', 'is_there', 'share', 'take_place', 'give_up_place', 'take_off', 'count_kanban']
 
 # %% ../../nbs/twin/04_moving.ipynb #9ea705c9
 import math
@@ -180,7 +180,11 @@ def _first_with_a_place(plant: Plant, m: Station) -> tuple[float, int, Part] | N
     full = len(places.taken) >= places.capacity
     if full and not places.leaving:
         return None
-    return next((e for e in m.inbound if e[2].goes <= plant.now and (not full or e[2].buffer is places)), None)
+    for entry in m.inbound:
+        part = entry[2]
+        if part.goes <= plant.now and (part.buffer is places or (not full and is_in_turn(places, part))):
+            return entry
+    return None
 
 
 def _who_holds_it_up(plant: Plant, part: Part, m: Station) -> tuple[Part, Station]:
@@ -197,7 +201,33 @@ def _has_place(part: Part, m: Station) -> bool:
     if m.spec.kanban is not None and m.kanbans >= m.spec.kanban and part.counted is not m:
         return False
     places = m.places
-    return places is None or len(places.taken) < places.capacity or part.buffer is places
+    if places is None or part.buffer is places:
+        return True
+    return len(places.taken) < places.capacity and is_in_turn(places, part)
+
+
+def is_in_turn(places: Places, part: Part) -> bool:
+    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+    promised = places.promised
+    if promised is None or part.free:
+        return True
+    k = promised.position.get((part.job.id, part.visit), 0)
+    return all(promised.room[j] > 0 for j in range(promised.first, k) if promised.missing[j])
+
+
+def comes_in(plant: Plant, places: Places | None, key: tuple[str, str], takes_a_place: bool) -> None:
+    "What the plan has promised to (job, visit) is kept; or it needs it no more."
+    promised = places.promised if places is not None else None
+    k = promised.position.get(key) if promised is not None else None
+    if places is None or promised is None or k is None or not promised.missing[k]:
+        return
+    promised.missing[k] = False
+    for j in range(promised.first, k) if takes_a_place else ():
+        if promised.missing[j]:
+            promised.room[j] -= 1
+    while promised.first < len(promised.missing) and not promised.missing[promised.first]:
+        promised.first += 1
+    plant.calling.update(places.machines)
 
 
 def is_next(m: Station, part: Part) -> bool:
@@ -241,6 +271,8 @@ def set_out(plant: Plant, part: Part, m: Station, direct: bool) -> None:
         give_up_place(plant, part)
         if m.places is not None and not direct:
             take_place(plant, part, m.places)
+        if not part.free:
+            comes_in(plant, m.places, (part.job.id, part.visit), not direct)
     take_off(plant, part)
     count_kanban(plant, part, m)
     part.origin, part.place, part.left, part.target = part.place, m.id, plant.now, m

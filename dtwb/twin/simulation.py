@@ -19,7 +19,7 @@ from ..core.distributions import Distribution, quantile
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Order, Source, next_visit, operation_of
-from ..core.schedule import Schedule, ScheduledOperation, gantt_svg
+from ..core.schedule import Schedule, ScheduledOperation, gantt_svg, planned_entries
 from ..core.state import FactoryState, History, copy_state, fold, initial_state
 from ..core.streams import uniforms
 from ..core.trace import Trace
@@ -28,6 +28,7 @@ from dtwb.twin.floor import (
     InspectionRequest,
     Part,
     Plant,
+    Promised,
     Record,
     Station,
     Step,
@@ -484,6 +485,7 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
         m.sequence.append(group)
         m.load += group.load
         plant.plan.update((key, (m, group)) for key in group.keys)
+    _promise(plant, schedule)
     for part in plant.parts.values():
         if part.moving:
             line_up_again(plant, part)
@@ -491,9 +493,22 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
             _redirect(plant, part)
 
 
+def _promise(plant: Plant, schedule: Schedule) -> None:
+    "The order in which the plan lets parts take the places of its buffers."
+    rows = tuple(row for row in schedule.rows if (row.job, row.operation) in plant.plan)
+    outside = {id for id, part in plant.parts.items() if part.place == "entry" and part.target is None}
+    for buffer, entries in planned_entries(Schedule(rows), plant.factory, outside).items():
+        position = {(entry.job, entry.operation): k for k, entry in enumerate(entries)}
+        room = [entry.room for entry in entries]
+        plant.places[buffer].promised = Promised(position, room, [True] * len(entries))
+        plant.calling.update(plant.places[buffer].machines)
+
+
 def _wipe(plant: Plant) -> None:
     "No plan, and no choice."
     plant.plan = {}
+    for places in plant.places.values():
+        places.promised = None
     for m in plant.stations:
         m.sequence, m.coming, m.load = [], [], 0
         m.queue.clear()
