@@ -8,9 +8,10 @@ __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'G
 
 # %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class Step:
     only: "Station | None" = None  # that machine, where there is one
     mean: float = 0.0  # s, over the modes
     needs: bool = False  # materials
+    plain: bool = False  # nothing follows from its end but the next one
 
 # %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
 @dataclass(slots=True, eq=False)
@@ -222,6 +224,8 @@ class Station:
     wear: float = 0.0
     since_maintenance: float = 0.0  # s at work
     window: tuple[float, float] = (-math.inf, math.inf)  # s, when it is open, now or next
+    rivals: bool = False  # some part has the choice between it and others
+    plain: bool = False  # neither set-ups nor shifts, batches, servers: what is there can begin
     expected: int = 0  # visits that parts in the plant may still make here
     load: int = 0  # µs of mean work that waits for it
     kanbans: int = 0  # in use
@@ -232,19 +236,16 @@ class Station:
         return self.window[0] <= now < self.window[1]
 
 # %% ../../nbs/twin/02_floor.ipynb #3890d20c
-class Call:
-    "What the clock holds instead of a SimPy event: a function and what it is called with."
+class Call(simpy.Event):
+    "A SimPy event that is a function and what it is called with."
 
-    __slots__ = "_defused", "_ok", "args", "callbacks", "clock", "function", "live"
+    __slots__ = "args", "function", "live"
 
-    def __init__(self, clock: "Clock", function: Callable, args: tuple, live: bool):
-        self.clock, self.function, self.args, self.live = clock, function, args, live
-        self._ok, self.callbacks = True, (_perform,)
+    def __init__(self, function: Callable, args: tuple, live: bool):
+        self.function, self.args, self.live = function, args, live
+        self._ok = True
 
-
-def _perform(call: Call) -> None:
-    call.clock.live -= call.live
-    call.function(*call.args)
+    callbacks = ()  # pyright: ignore[reportAssignmentType]
 
 
 class Clock(simpy.Environment):
@@ -256,11 +257,26 @@ class Clock(simpy.Environment):
         super().__init__()
         self.live = 0
 
+    @property
+    def next(self) -> float:  # s; inf: nothing is to come
+        return self._queue[0][0] if self._queue else math.inf
+
     def at(self, time: float, function: Callable, *args: Any, late: bool = False, live: bool = True) -> None:
         "Call at `time`; `late`: after the others of that time."
         self.live += live
-        call = Call(self, function, args, live)
-        heappush(self._queue, (time, self._LATE if late else self._NORMAL, next(self._eid), call))  # pyright: ignore
+        call = Call(function, args, live)
+        heappush(self._queue, (time, self._LATE if late else self._NORMAL, next(self._eid), call))
+
+    def call(
+        self,
+        until: float,  # s, inclusive
+    ) -> None:
+        "Whatever is due."
+        queue = self._queue
+        while queue and queue[0][0] <= until:
+            self._now, _, _, call = heappop(queue)
+            self.live -= call.live  # pyright: ignore[reportAttributeAccessIssue]
+            call.function(*call.args)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def nothing() -> None:
@@ -278,7 +294,7 @@ class Record:
     ):
         self.bus, self.news, self.fresh = bus, frozenset(news), []
         self.rows: list[tuple] = []  # (class, time, subject, payload ...)
-        self.note: Callable[[tuple], None] = self._notice if news else self.rows.append if keep else _forget
+        self.note: Callable[[tuple], None] = self._notice if news else (self.rows if keep else deque(maxlen=0)).append
         self._events: list[Event] = []  # of the instants that are over
         self._published = 0
 
@@ -313,10 +329,6 @@ class Record:
 
     def trace(self) -> Trace:
         return Trace.of(self.events())
-
-
-def _forget(row: tuple) -> None:
-    pass
 
 
 _AGREED = {cls: cls.priority for cls in Event.kinds.values()}
@@ -357,8 +369,7 @@ class Plant:
     inside: int = 0  # parts in the plant
     unfinished: float = 0  # jobs; inf: nobody knows how many
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("released", "finished", "scrapped"), 0))
-    movers: dict[Part, None] = field(default_factory=dict)  # parts that wait for leave to go
-    turn: int = 0  # of the last one that came among them
+    turn: int = 0  # of the last part that came among the movers
     stock: dict[str, float] = field(default_factory=dict)
     ordered: dict[str, float] = field(default_factory=dict)  # of each material, on its way
     plan: dict[tuple[str, str], tuple[Station, Group]] = field(default_factory=dict)  # what has not started
@@ -438,8 +449,11 @@ def set_up(plant: Plant) -> None:
     plant.stock = {material.id: material.stock for material in factory.materials}
     plant.ordered = dict.fromkeys(plant.stock, 0.0)
     for step in plant.steps.values():
-        for m in step.ways if step.needs else ():
-            plant.hungry |= m.bit
+        for m in step.ways:
+            m.rivals = m.rivals or step.only is None
+            plant.hungry |= m.bit if step.needs else 0
+    for m in plant.stations:
+        m.plain = m.spec.setup is None and m.calendar is None and m.batch == m.capacity == 1
     kinds = (kind for m in factory.machines if m.degradation for kind in m.degradation.defects)
     plant.defect_types = tuple(dict.fromkeys(kinds)) or ("defect",)
 
@@ -474,6 +488,7 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
 
 def _step(plant: Plant, product: str, position: int, operation: Operation) -> Step:
     step = Step(operation, product, position, operation.family or product, needs=bool(operation.materials))
+    step.plain = not operation.produces and operation.inspection is None
     total = 0.0
     for mode in operation.modes:
         duration = mode.duration

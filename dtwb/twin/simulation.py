@@ -38,7 +38,7 @@ from dtwb.twin.floor import (
     truthful,  # noqa: F401
     window_at,
 )
-from .moving import choose, count_kanban, destination, join_movers, line_up_again, move, share
+from .moving import choose, count_kanban, destination, line_up_again, move, share, wait_to_move
 from .rules import RULES, Candidate, find_rule
 from .serving import let_go, serve
 from .stuck import circle, complaints, crowded
@@ -132,7 +132,7 @@ class Simulation:
     ) -> None:
         "Go on until `time`, inclusive."
         plant = self.plant
-        while self.how is None and plant.clock.peek() <= time and _step(self):
+        while self.how is None and plant.clock.next <= time and _step(self):
             pass
         if self.how is None and time > plant.now:
             if self.until is not None and time > self.until:
@@ -277,7 +277,7 @@ def _step(sim: Simulation) -> bool:
     if sim.how is not None:
         return False
     plant, clock, record = sim.plant, sim.plant.clock, sim.plant.record
-    time = clock.peek()
+    time = clock.next
     if sim.until is not None and time > sim.until:
         plant.now = max(plant.now, sim.until)
         return _end(sim, "stopped")
@@ -285,20 +285,14 @@ def _step(sim: Simulation) -> bool:
         plant.now = time
         if record.bus is not None:
             record.publish(before=time)
-    queue = clock._queue
-    while queue and queue[0][0] <= plant.now:
-        clock.step()
-    _tell(sim)
+    clock.call(plant.now)
+    if record.fresh and sim.controller is not None:
+        sim.controller(sim, record.news_of())
     _dispatch(plant)
     if record.fresh and sim.controller is not None:  # a maintenance has just started
         clock.at(plant.now, nothing)
     show_statuses(plant)
     return _goes_on(sim)
-
-
-def _tell(sim: Simulation) -> None:
-    if sim.controller is not None and sim.plant.record.fresh:
-        sim.controller(sim, sim.plant.record.news_of())
 
 
 def _goes_on(sim: Simulation) -> bool:
@@ -337,12 +331,15 @@ def _is_saved(sim: Simulation, how: str) -> bool:
 
 # %% ../../nbs/twin/00_simulation.ipynb #61423d46
 def _dispatch(plant: Plant) -> None:
-    look = _serve_all if plant.look_at_all else _serve_marked
     plant.marked |= plant.patient
-    look(plant)
-    while plant.movers and move(plant):
+    while True:
+        if plant.look_at_all:
+            _serve_all(plant)
+        else:
+            _serve_marked(plant)
+        if not (plant.awaited and move(plant)):
+            return
         plant.marked |= plant.patient
-        look(plant)
 
 
 def _serve_marked(plant: Plant) -> None:
@@ -529,7 +526,7 @@ def _redirect(plant: Plant, part: Part) -> None:
     else:
         part.ready = part.left + plant.travel(part.origin, target.id)
         part.target, part.direct = None, None
-        join_movers(plant, part)
+        wait_to_move(plant, part)
 
 # %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
 def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
