@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'Group', 'Places', 'Piece', 'Station', 'Call',
-           'Clock', 'nothing', 'Record', 'made', 'Plant', 'set_up', 'window_at', 'next_fit']
+           'Clock', 'nothing', 'Record', 'made', 'columns', 'Plant', 'set_up', 'window_at', 'next_fit']
 
 # %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
@@ -34,7 +34,7 @@ from dtwb.core.factory import (
     travel_time,
 )
 from ..core.streams import Draws
-from ..core.trace import Trace
+from ..core.trace import COLUMNS, KINDS, NUMBERS, TRACE, WORDS, Trace, ranks, sort_trace
 
 # %% ../../nbs/twin/02_floor.ipynb #65853df7
 @dataclass(frozen=True, slots=True)
@@ -328,7 +328,7 @@ class Record:
             self._published = len(self._events)
 
     def trace(self) -> Trace:
-        return Trace.of(self.events())
+        return columns(self.rows)
 
 
 _AGREED = {cls: cls.priority for cls in Event.kinds.values()}
@@ -340,6 +340,46 @@ def made(
     "Events of `rows`."
     ordered = sorted(rows, key=lambda row: (row[1], _AGREED[row[0]], row[2]))
     return [row[0](*row[1:]) for row in ordered]
+
+# %% ../../nbs/twin/02_floor.ipynb #5d52722f
+class _Numbers(dict):
+    "Numbers whatever it is asked for, in the order in which it comes."
+
+    def __missing__(self, word: Any) -> int:
+        self[word] = number = len(self)
+        return number
+
+
+_NUMBER = {cls: i for i, cls in enumerate(KINDS)}
+
+
+def columns(
+    rows: list[tuple],  # in the order in which they were noted
+) -> Trace:
+    "The record as a trace: numbers in arrays, in the agreed order."
+    table = np.zeros(len(rows), TRACE)
+    table["kind"] = kinds = np.array([_NUMBER[row[0]] for row in rows], np.int16)
+    table["time"] = [row[1] for row in rows]
+    names, objects = _Numbers(), _Numbers()
+    table["subject"] = [names[row[2]] for row in rows]
+    for at in WORDS:
+        table[at] = -1
+    for at in NUMBERS:
+        table[at] = np.nan
+    for kind in np.unique(kinds).tolist():
+        where = np.flatnonzero(kinds == kind)
+        some = [rows[i] for i in where.tolist()]
+        for k, column in enumerate(COLUMNS[kind], 3):
+            values = [row[k] for row in some]
+            if column.kind == "str":
+                numbers = [-1 if word is None else names[word] for word in values]
+            elif column.kind == "tuple":
+                numbers = [objects[value] if value else -1 for value in values]
+            else:
+                numbers = np.array(values, np.float64)
+            table[column.at][where] = numbers
+    words = list(names)
+    return Trace(sort_trace(table, ranks(words)), words, list(objects))
 
 # %% ../../nbs/twin/02_floor.ipynb #4186fb18
 @dataclass(eq=False)
