@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'Group', 'Places', 'Promised', 'Piece', 'Station',
-           'Call', 'Clock', 'nothing', 'Record', 'made', 'Plant', 'set_up', 'window_at', 'next_fit']
+           'Call', 'Clock', 'nothing', 'Record', 'made', 'columns', 'Plant', 'set_up', 'window_at', 'next_fit']
 
 # %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from dtwb.core.factory import (
     travel_time,
 )
 from ..core.streams import Draws
-from ..core.trace import Trace
+from ..core.trace import COLUMNS, KINDS, NUMBERS, TRACE, WORDS, Trace, ranks, sort_trace
 
 # %% ../../nbs/twin/02_floor.ipynb #65853df7
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,10 @@ class Step:
     position: int  # in the product's route
     family: str  # for set-ups and batches
     ways: "dict[Station, Way]" = field(default_factory=dict)  # the machines that can do it, in the order of its modes
+    only: "Station | None" = None  # that machine, where there is one
     mean: float = 0.0  # s, over the modes
+    needs: bool = False  # materials
+    plain: bool = False  # nothing follows from its end but the next one
 
 # %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
 @dataclass(slots=True, eq=False)
@@ -97,7 +101,8 @@ class Part:
     visits: tuple[tuple[str, Step], ...] = ()  # all, in order, by their names: grind, grind#2
     at: int = 0  # the place of the next visit in them, or of that under way
     machines: "list[Station]" = field(default_factory=list)  # that did the earlier ones
-    step: Step | None = None  # the next, or under way
+    visit: str = ""  # the next, or under way
+    step: Step | None = None  # its operation
     listed: bool = True  # in the factory's orders; else it comes from a source
     released: bool = False
     ended: bool = False
@@ -113,6 +118,7 @@ class Part:
     chosen_by: "Station | None" = None  # that is being set up for it
     origin: str = "entry"
     left: float = 0.0  # s, when it set out
+    arrival: float = 0.0  # s, when it is at its target
     ready: float = 0.0  # s, when it came to be among the movers
     since: float = 0.0  # s, the end of its last visit, or its release
     turn: int = 0  # when it came among them: before others with a higher one
@@ -125,10 +131,6 @@ class Part:
     reworked: int = 0
 
     @property
-    def visit(self) -> str:
-        return self.visits[self.at][0]
-
-    @property
     def todo(self) -> tuple[str, ...]:  # visits
         return tuple(visit for visit, _ in self.visits[self.at :])
 
@@ -136,10 +138,10 @@ class Part:
     def done(self) -> tuple[str, ...]:  # visits
         return tuple(visit for visit, _ in self.visits[: self.at])
 
-    def advance(self) -> None:
-        "The visit is done."
-        self.at += 1
-        self.step = self.visits[self.at][1] if self.at < len(self.visits) else None
+    def go_to(self, at: int) -> None:
+        "The visit in that place is the next."
+        self.at = at
+        self.visit, self.step = self.visits[at] if at < len(self.visits) else ("", None)
 
 
 @dataclass(slots=True, eq=False)
@@ -158,7 +160,7 @@ class Places:
     id: str
     capacity: int
     taken: dict[Part, None] = field(default_factory=dict)
-    machines: "list[Station]" = field(default_factory=list)  # that parts wait for in it
+    mask: int = 0  # the bits of the machines that parts wait for in it
     leaving: int = 0  # movers among them
     promised: "Promised | None" = None  # by the plan
 
@@ -190,18 +192,23 @@ class Station:
 
     spec: Machine
     id: str
-    index: int  # in the factory's order
+    bit: int  # 1 << its place in the factory's order
     calendar: Calendar | None
     modes: tuple[Failure, ...] = ()  # of failure; none in an undisturbed run
     by_work: tuple[int, ...] = ()  # those of them that count time at work
     capacity: int = 1
     batch: int = 1
+    kanban: int | None = None
+    wears: bool = False
+    cares: bool = False  # maintenance falls due by its work, or its wear
     fits: bool = False  # work that would last beyond the end of a shift is not begun
     pauses: bool = False  # it stops there
     status: MachineStatus = MachineStatus.IDLE
     places: Places | None = None  # before it; None: without limit
     queue: dict[Part, None] = field(default_factory=dict)  # free parts there, or on their way; shared with its group
-    group: "list[Station]" = field(default_factory=list)  # that wait for parts in the same places, itself among them
+    mask: int = 0  # the bits of those that parts in the same places wait for, its own among them
+    again: int = 0  # the bits of those that may start something because it has
+    near: dict[str, float] = field(default_factory=dict)  # s, from a place to it
     inbound: list[tuple[float, int, Part]] = field(
         default_factory=list
     )  # movers that want to come: (start, turn, part)
@@ -228,6 +235,8 @@ class Station:
     wear: float = 0.0
     since_maintenance: float = 0.0  # s at work
     window: tuple[float, float] = (-math.inf, math.inf)  # s, when it is open, now or next
+    rivals: bool = False  # some part has the choice between it and others
+    plain: bool = False  # neither set-ups nor shifts, batches, servers: what is there can begin
     expected: int = 0  # visits that parts in the plant may still make here
     load: int = 0  # µs of mean work that waits for it
     kanbans: int = 0  # in use
@@ -238,19 +247,16 @@ class Station:
         return self.window[0] <= now < self.window[1]
 
 # %% ../../nbs/twin/02_floor.ipynb #3890d20c
-class Call:
-    "What the clock holds instead of a SimPy event: a function and what it is called with."
+class Call(simpy.Event):
+    "A SimPy event that is a function and what it is called with."
 
-    __slots__ = "_defused", "_ok", "args", "callbacks", "clock", "function", "live"
+    __slots__ = "args", "function", "live"
 
-    def __init__(self, clock: "Clock", function: Callable, args: tuple, live: bool):
-        self.clock, self.function, self.args, self.live = clock, function, args, live
-        self._ok, self.callbacks = True, (_perform,)
+    def __init__(self, function: Callable, args: tuple, live: bool):
+        self.function, self.args, self.live = function, args, live
+        self._ok = True
 
-
-def _perform(call: Call) -> None:
-    call.clock.live -= call.live
-    call.function(*call.args)
+    callbacks = ()  # pyright: ignore[reportAssignmentType]
 
 
 class Clock(simpy.Environment):
@@ -262,11 +268,26 @@ class Clock(simpy.Environment):
         super().__init__()
         self.live = 0
 
+    @property
+    def next(self) -> float:  # s; inf: nothing is to come
+        return self._queue[0][0] if self._queue else math.inf
+
     def at(self, time: float, function: Callable, *args: Any, late: bool = False, live: bool = True) -> None:
         "Call at `time`; `late`: after the others of that time."
         self.live += live
-        call = Call(self, function, args, live)
-        heappush(self._queue, (time, self._LATE if late else self._NORMAL, next(self._eid), call))  # pyright: ignore
+        call = Call(function, args, live)
+        heappush(self._queue, (time, self._LATE if late else self._NORMAL, next(self._eid), call))
+
+    def call(
+        self,
+        until: float,  # s, inclusive
+    ) -> None:
+        "Whatever is due."
+        queue = self._queue
+        while queue and queue[0][0] <= until:
+            self._now, _, _, call = heappop(queue)
+            self.live -= call.live  # pyright: ignore[reportAttributeAccessIssue]
+            call.function(*call.args)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def nothing() -> None:
@@ -284,7 +305,7 @@ class Record:
     ):
         self.bus, self.news, self.fresh = bus, frozenset(news), []
         self.rows: list[tuple] = []  # (class, time, subject, payload ...)
-        self.note: Callable[[tuple], None] = self._notice if news else self.rows.append if keep else _forget
+        self.note: Callable[[tuple], None] = self._notice if news else (self.rows if keep else deque(maxlen=0)).append
         self._events: list[Event] = []  # of the instants that are over
         self._published = 0
 
@@ -318,11 +339,7 @@ class Record:
             self._published = len(self._events)
 
     def trace(self) -> Trace:
-        return Trace.of(self.events())
-
-
-def _forget(row: tuple) -> None:
-    pass
+        return columns(self.rows)
 
 
 _AGREED = {cls: cls.priority for cls in Event.kinds.values()}
@@ -334,6 +351,46 @@ def made(
     "Events of `rows`."
     ordered = sorted(rows, key=lambda row: (row[1], _AGREED[row[0]], row[2]))
     return [row[0](*row[1:]) for row in ordered]
+
+# %% ../../nbs/twin/02_floor.ipynb #5d52722f
+class _Numbers(dict):
+    "Numbers whatever it is asked for, in the order in which it comes."
+
+    def __missing__(self, word: Any) -> int:
+        self[word] = number = len(self)
+        return number
+
+
+_NUMBER = {cls: i for i, cls in enumerate(KINDS)}
+
+
+def columns(
+    rows: list[tuple],  # in the order in which they were noted
+) -> Trace:
+    "The record as a trace: numbers in arrays, in the agreed order."
+    table = np.zeros(len(rows), TRACE)
+    table["kind"] = kinds = np.array([_NUMBER[row[0]] for row in rows], np.int16)
+    table["time"] = [row[1] for row in rows]
+    names, objects = _Numbers(), _Numbers()
+    table["subject"] = [names[row[2]] for row in rows]
+    for at in WORDS:
+        table[at] = -1
+    for at in NUMBERS:
+        table[at] = np.nan
+    for kind in np.unique(kinds).tolist():
+        where = np.flatnonzero(kinds == kind)
+        some = [rows[i] for i in where.tolist()]
+        for k, column in enumerate(COLUMNS[kind], 3):
+            values = [row[k] for row in some]
+            if column.kind == "str":
+                numbers = [-1 if word is None else names[word] for word in values]
+            elif column.kind == "tuple":
+                numbers = [objects[value] if value else -1 for value in values]
+            else:
+                numbers = np.array(values, np.float64)
+            table[column.at][where] = numbers
+    words = list(names)
+    return Trace(sort_trace(table, ranks(words)), words, list(objects))
 
 # %% ../../nbs/twin/02_floor.ipynb #4186fb18
 @dataclass(eq=False)
@@ -363,17 +420,17 @@ class Plant:
     inside: int = 0  # parts in the plant
     unfinished: float = 0  # jobs; inf: nobody knows how many
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("released", "finished", "scrapped"), 0))
-    movers: dict[Part, None] = field(default_factory=dict)  # parts that wait for leave to go
-    turn: int = 0  # of the last one that came among them
+    turn: int = 0  # of the last part that came among the movers
     stock: dict[str, float] = field(default_factory=dict)
     ordered: dict[str, float] = field(default_factory=dict)  # of each material, on its way
-    hungry: list[Station] = field(default_factory=list)  # that need material
     plan: dict[tuple[str, str], tuple[Station, Group]] = field(default_factory=dict)  # what has not started
     leave: dict[tuple[str, str], float | None] = field(default_factory=dict)
-    marked: set[int] = field(default_factory=set)  # stations that may start something
-    calling: set[Station] = field(default_factory=set)  # that may let a mover come
-    touched: set[Station] = field(default_factory=set)  # whose status may have changed
-    patient: set[Station] = field(default_factory=set)  # that wait for more of a batch: they watch everybody
+    marked: int = 0  # stations that may start something
+    calling: int = 0  # that may let a mover come
+    awaited: int = 0  # that movers want to go to
+    touched: int = 0  # whose status may have changed
+    patient: int = 0  # that wait for more of a batch: they watch everybody
+    hungry: int = 0  # that need material
     wakes: dict[float, list[Station]] = field(default_factory=dict)
     jams: list[Station] = field(default_factory=list)  # that have just become blocked
     in_order: bool = True  # free parts stand in the queues in the order in which they set out
@@ -385,15 +442,19 @@ class Plant:
     streams: dict[tuple[str, str], Draws] = field(default_factory=dict)
     distances: dict[tuple[str, str], float] = field(default_factory=dict)  # s
 
-    def note(self, cls: type[Event], subject: str, *payload: Any) -> None:
-        self.record.note((cls, self.now, subject, *payload))
+    def __post_init__(self):
+        self.note = self.record.note  # (class, time, subject, payload ...)
 
     def mark(self, m: Station) -> None:
         "Something is new about `m`."
-        self.touched.add(m)
-        for other in m.group:
-            self.marked.add(other.index)
-            self.calling.add(other)
+        self.marked |= m.mask
+
+    def all_of(self, mask: int) -> Iterator[Station]:
+        "The stations of a set, in the factory's order."
+        while mask:
+            bit = mask & -mask
+            mask ^= bit
+            yield self.stations[bit.bit_length() - 1]
 
     def wake(self, m: Station, time: float) -> None:
         "Look at `m` at `time`, because something may become possible then."
@@ -429,16 +490,21 @@ def set_up(plant: Plant) -> None:
     plant.stations = [_station(plant, i, m) for i, m in enumerate(factory.machines)]
     plant.station = {m.id: m for m in plant.stations}
     for m in plant.stations:
-        m.group = m.places.machines if m.places is not None else [m]
-        m.queue = m.group[0].queue
+        m.mask = m.places.mask if m.places is not None else m.bit
+        m.again = m.mask if m.capacity > 1 or m.mask != m.bit else 0
+        m.queue = next(plant.all_of(m.mask)).queue
     for product in factory.products:
         for position, operation in enumerate(factory.route(product.id)):
             plant.steps[product.id, operation.id] = _step(plant, product.id, position, operation)
         plant.routes[product.id] = tuple((o.id, plant.steps[product.id, o.id]) for o in factory.route(product.id))
     plant.stock = {material.id: material.stock for material in factory.materials}
     plant.ordered = dict.fromkeys(plant.stock, 0.0)
-    needy = [step for step in plant.steps.values() if step.spec.materials]
-    plant.hungry = [m for m in plant.stations if any(m in step.ways for step in needy)]
+    for step in plant.steps.values():
+        for m in step.ways:
+            m.rivals = m.rivals or step.only is None
+            plant.hungry |= m.bit if step.needs else 0
+    for m in plant.stations:
+        m.plain = m.spec.setup is None and m.calendar is None and m.batch == m.capacity == 1
     kinds = (kind for m in factory.machines if m.degradation for kind in m.degradation.defects)
     plant.defect_types = tuple(dict.fromkeys(kinds)) or ("defect",)
 
@@ -448,12 +514,15 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
     m = Station(
         spec,
         spec.id,
-        index,
+        1 << index,
         plant.factory.calendar(spec.id),
         modes,
         tuple(k for k, mode in enumerate(modes) if mode.clock == "operating"),
         spec.capacity,
         spec.batch_capacity,
+        kanban=spec.kanban,
+        wears=spec.degradation is not None and plant.disturbances,
+        cares=spec.maintenance is not None and plant.disturbances,
         fits=spec.calendar is not None and spec.closing == "fit",
         pauses=spec.calendar is not None and spec.closing == "pause",
         places=plant.places[spec.buffer] if spec.buffer else None,
@@ -462,14 +531,15 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
         renewals=[0] * len(modes),
     )
     if m.places is not None:
-        m.places.machines.append(m)
+        m.places.mask |= m.bit
     if plant.sensing:
         m.sensors = tuple(sensors_of(spec))
     return m
 
 
 def _step(plant: Plant, product: str, position: int, operation: Operation) -> Step:
-    step = Step(operation, product, position, operation.family or product)
+    step = Step(operation, product, position, operation.family or product, needs=bool(operation.materials))
+    step.plain = not operation.produces and operation.inspection is None
     total = 0.0
     for mode in operation.modes:
         duration = mode.duration
@@ -479,6 +549,7 @@ def _step(plant: Plant, product: str, position: int, operation: Operation) -> St
         step.ways[plant.station[mode.machine]] = Way(duration.mean, round(duration.mean * 1e6), draws)
         total += duration.mean
     step.mean = total / len(operation.modes)
+    step.only = next(iter(step.ways)) if len(step.ways) == 1 else None
     return step
 
 # %% ../../nbs/twin/02_floor.ipynb #167e9b18
