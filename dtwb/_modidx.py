@@ -2020,7 +2020,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.kpis._dataset': ('twin/kpis.html#_dataset', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._fixed_tables': ('twin/kpis.html#_fixed_tables', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._impossible': ('twin/kpis.html#_impossible', 'dtwb/twin/kpis.py'),
-                                'dtwb.twin.kpis._item_time': ('twin/kpis.html#_item_time', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._last': ('twin/kpis.html#_last', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._level': ('twin/kpis.html#_level', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._machine_figures': ('twin/kpis.html#_machine_figures', 'dtwb/twin/kpis.py'),
