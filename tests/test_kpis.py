@@ -27,7 +27,16 @@ def runs(draw):
     data = draw(factories()).model_dump(mode="json", exclude_defaults=True)
     for m in data["machines"]:
         m["power"] = {status: draw(st.integers(0, 9)) for status in ("RUNNING", "IDLE", "SETUP", "ERROR")}
-        m["cost_rate"] = draw(st.integers(0, 9))
+        m["cost_rate"], m["closing"] = draw(st.integers(0, 9)), draw(st.sampled_from(["overrun", "pause"]))
+        if "setup" not in m and m.get("batch_capacity", 1) == 1:
+            m["capacity"] = draw(st.integers(1, 2))
+        if "failure" in m and draw(st.booleans()):
+            m["failures"] = [m["failure"] | {"cause": "another", "clock": "calendar"}]
+    if draw(st.booleans()):
+        arrivals = {"interarrival": {"distribution": "exponential", "mean": 20}, "limit": 8}
+        data["sources"] = [{"id": "source", "products": {p["id"]: 1 for p in data["products"]}} | arrivals]
+    if draw(st.booleans()):
+        data["release"] = {"policy": "conwip", "wip": draw(st.integers(1, 4))}
     data["tariff"] = [[draw(st.integers(0, 50)), 0.3], [60, 0.1], [draw(st.integers(70, 500)), 0.2]]
     data["costs"] = {"wip": 3, "tardiness": 7, "scrap": 11, "maintenance": 13, "repair": 17}
     data["materials"][0]["cost"] = 2
