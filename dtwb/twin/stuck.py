@@ -34,7 +34,7 @@ def circle(plant: Plant, m: Station) -> str:  # empty: somebody can still help
     while (after := helpers[path[-1]][1]) not in path:
         path.append(after)
     path = path[path.index(after) :]
-    first = path.index(min(path, key=lambda m: m.index))
+    first = path.index(min(path, key=lambda m: m.bit))
     path = path[first:] + path[:first]
     told = ", which ".join(_held(*helpers[here]) for here in path)
     return f"deadlock: {path[0].id} {told}"
@@ -54,7 +54,7 @@ def _who_could_help(plant: Plant, part: Part, seen: set[Part]) -> list[Station] 
     seen.add(part)
     found = [m]
     if m.places is not None and len(m.places.taken) >= m.places.capacity:
-        found += [other for other in m.places.machines if other is not m]
+        found += [other for other in plant.all_of(m.mask) if other is not m]
         for other in m.places.taken:
             if other.moving and other not in seen:
                 more = _who_could_help(plant, other, seen)
@@ -78,7 +78,7 @@ def _what_it_waits_for(plant: Plant, part: Part) -> str:
     if m is None:
         return f"a plan for {part.visit}"
     if part.moving:
-        if m.spec.kanban is not None and m.kanbans >= m.spec.kanban:
+        if m.kanban is not None and m.kanbans >= m.kanban:
             return f"a kanban of {m.id}"
         others = ", ".join(sorted(p.job.id for p in (m.places.taken if m.places is not None else ())))
         return f"a place in {m.spec.buffer}, which is taken by {others}"
