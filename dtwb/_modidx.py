@@ -2743,6 +2743,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.parts.timeline_svg': ('ui/parts.html#timeline_svg', 'dtwb/ui/parts.py')},
             'dtwb.ui.scene': { 'dtwb.ui.scene.ScenePane': ('ui/scene.html#scenepane', 'dtwb/ui/scene.py'),
                                'dtwb.ui.scene.ScenePane._get_ipywidget': ('ui/scene.html#scenepane._get_ipywidget', 'dtwb/ui/scene.py'),
+                               'dtwb.ui.scene.WebGL': ('ui/scene.html#webgl', 'dtwb/ui/scene.py'),
                                'dtwb.ui.scene.scene_view': ('ui/scene.html#scene_view', 'dtwb/ui/scene.py')},
             'dtwb.ui.serve': { 'dtwb.ui.serve._visit': ('ui/serve.html#_visit', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.check_free': ('ui/serve.html#check_free', 'dtwb/ui/serve.py'),
