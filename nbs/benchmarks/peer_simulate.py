@@ -67,8 +67,8 @@ def hand_written(line, record):
         told = rows.append
 
         def source():
-            for job, time in enumerate(line["arrivals"]):
-                yield env.timeout(time - env.now)
+            for job, when in enumerate(line["arrivals"]):
+                yield env.timeout(when - env.now)
                 yield stores[0].put(job)
 
         def machine(m):
@@ -122,8 +122,8 @@ def salabim(line, record):
 
         class Source(sim.Component):
             def process(self):
-                for item, time in zip(items, line["arrivals"]):
-                    yield self.hold(till=time)
+                for item, when in zip(items, line["arrivals"]):
+                    yield self.hold(till=when)
                     yield self.to_store(stores[0], item)
 
         class Machine(sim.Component):
