@@ -368,7 +368,7 @@ def main(asked, folder, jobs):
     return found | {
         "model": asked,
         "jobs": int(jobs),
-        "operations": int(jobs) * line["machines"],
+        "operations": found["finished"] * line["machines"],
         "seconds": round(wall, 5),
         "ready": round(ready - began, 3),  # s, to import and compile
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
