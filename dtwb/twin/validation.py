@@ -207,6 +207,7 @@ def line(
             "machines": machines,
             "products": [{"id": "part", "operations": operations}],
             "orders": [{"id": "o", "product": "part", "quantity": jobs}],
+            "release": {"policy": "conwip", "wip": len(work) + sum(places) + 1},
         }
     )
 
