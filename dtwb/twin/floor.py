@@ -6,9 +6,9 @@
 __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'Group', 'Places', 'Piece', 'Station', 'Call',
            'Clock', 'nothing', 'Record', 'made', 'Plant', 'set_up', 'window_at', 'next_fit']
 
-# %% ../../nbs/twin/02_floor.ipynb #8c2f556e
+# %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappush
 from typing import Any
@@ -35,7 +35,7 @@ from dtwb.core.factory import (
 from ..core.streams import Draws
 from ..core.trace import Trace
 
-# %% ../../nbs/twin/02_floor.ipynb #fec49cd9
+# %% ../../nbs/twin/02_floor.ipynb #65853df7
 @dataclass(frozen=True, slots=True)
 class InspectionRequest:
     "A part before a camera."
@@ -64,7 +64,7 @@ def truthful(request: InspectionRequest) -> Verdict:
     "The inspector that is never wrong."
     return Verdict(request.truth)
 
-# %% ../../nbs/twin/02_floor.ipynb #6dadba8a
+# %% ../../nbs/twin/02_floor.ipynb #6b4fc2ec
 @dataclass(slots=True, eq=False)
 class Way:
     "How long a step takes on one machine."
@@ -86,9 +86,11 @@ class Step:
     position: int  # in the product's route
     family: str  # for set-ups and batches
     ways: "dict[Station, Way]" = field(default_factory=dict)  # the machines that can do it, in the order of its modes
+    only: "Station | None" = None  # that machine, where there is one
     mean: float = 0.0  # s, over the modes
+    needs: bool = False  # materials
 
-# %% ../../nbs/twin/02_floor.ipynb #d80a8fda
+# %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
 @dataclass(slots=True, eq=False)
 class Part:
     "A job on its way through the plant."
@@ -97,7 +99,8 @@ class Part:
     visits: tuple[tuple[str, Step], ...] = ()  # all, in order, by their names: grind, grind#2
     at: int = 0  # the place of the next visit in them, or of that under way
     machines: "list[Station]" = field(default_factory=list)  # that did the earlier ones
-    step: Step | None = None  # the next, or under way
+    visit: str = ""  # the next, or under way
+    step: Step | None = None  # its operation
     listed: bool = True  # in the factory's orders; else it comes from a source
     released: bool = False
     ended: bool = False
@@ -113,6 +116,7 @@ class Part:
     chosen_by: "Station | None" = None  # that is being set up for it
     origin: str = "entry"
     left: float = 0.0  # s, when it set out
+    arrival: float = 0.0  # s, when it is at its target
     ready: float = 0.0  # s, when it came to be among the movers
     since: float = 0.0  # s, the end of its last visit, or its release
     turn: int = 0  # when it came among them: before others with a higher one
@@ -125,10 +129,6 @@ class Part:
     reworked: int = 0
 
     @property
-    def visit(self) -> str:
-        return self.visits[self.at][0]
-
-    @property
     def todo(self) -> tuple[str, ...]:  # visits
         return tuple(visit for visit, _ in self.visits[self.at :])
 
@@ -136,10 +136,10 @@ class Part:
     def done(self) -> tuple[str, ...]:  # visits
         return tuple(visit for visit, _ in self.visits[: self.at])
 
-    def advance(self) -> None:
-        "The visit is done."
-        self.at += 1
-        self.step = self.visits[self.at][1] if self.at < len(self.visits) else None
+    def go_to(self, at: int) -> None:
+        "The visit in that place is the next."
+        self.at = at
+        self.visit, self.step = self.visits[at] if at < len(self.visits) else ("", None)
 
 
 @dataclass(slots=True, eq=False)
@@ -150,7 +150,7 @@ class Group:
     start: float  # s, as planned
     load: int = 0  # µs
 
-# %% ../../nbs/twin/02_floor.ipynb #f258bd81
+# %% ../../nbs/twin/02_floor.ipynb #7147de72
 @dataclass(slots=True, eq=False)
 class Places:
     "A buffer: who has a place in it, also those still on their way."
@@ -158,7 +158,7 @@ class Places:
     id: str
     capacity: int
     taken: dict[Part, None] = field(default_factory=dict)
-    machines: "list[Station]" = field(default_factory=list)  # that parts wait for in it
+    mask: int = 0  # the bits of the machines that parts wait for in it
     leaving: int = 0  # movers among them
 
 
@@ -179,18 +179,23 @@ class Station:
 
     spec: Machine
     id: str
-    index: int  # in the factory's order
+    bit: int  # 1 << its place in the factory's order
     calendar: Calendar | None
     modes: tuple[Failure, ...] = ()  # of failure; none in an undisturbed run
     by_work: tuple[int, ...] = ()  # those of them that count time at work
     capacity: int = 1
     batch: int = 1
+    kanban: int | None = None
+    wears: bool = False
+    cares: bool = False  # maintenance falls due by its work, or its wear
     fits: bool = False  # work that would last beyond the end of a shift is not begun
     pauses: bool = False  # it stops there
     status: MachineStatus = MachineStatus.IDLE
     places: Places | None = None  # before it; None: without limit
     queue: dict[Part, None] = field(default_factory=dict)  # free parts there, or on their way; shared with its group
-    group: "list[Station]" = field(default_factory=list)  # that wait for parts in the same places, itself among them
+    mask: int = 0  # the bits of those that parts in the same places wait for, its own among them
+    again: int = 0  # the bits of those that may start something because it has
+    near: dict[str, float] = field(default_factory=dict)  # s, from a place to it
     inbound: list[tuple[float, int, Part]] = field(
         default_factory=list
     )  # movers that want to come: (start, turn, part)
@@ -226,7 +231,7 @@ class Station:
     def is_open(self, now: float) -> bool:
         return self.window[0] <= now < self.window[1]
 
-# %% ../../nbs/twin/02_floor.ipynb #65518414
+# %% ../../nbs/twin/02_floor.ipynb #3890d20c
 class Call:
     "What the clock holds instead of a SimPy event: a function and what it is called with."
 
@@ -261,7 +266,7 @@ class Clock(simpy.Environment):
 def nothing() -> None:
     "What is called when only an instant is wanted."
 
-# %% ../../nbs/twin/02_floor.ipynb #c5b6e7e5
+# %% ../../nbs/twin/02_floor.ipynb #365e786b
 class Record:
     "What has happened, in the order in which it was noted."
 
@@ -324,7 +329,7 @@ def made(
     ordered = sorted(rows, key=lambda row: (row[1], _AGREED[row[0]], row[2]))
     return [row[0](*row[1:]) for row in ordered]
 
-# %% ../../nbs/twin/02_floor.ipynb #02f2deb6
+# %% ../../nbs/twin/02_floor.ipynb #4186fb18
 @dataclass(eq=False)
 class Plant:
     "A factory at work: all that is true now."
@@ -356,13 +361,14 @@ class Plant:
     turn: int = 0  # of the last one that came among them
     stock: dict[str, float] = field(default_factory=dict)
     ordered: dict[str, float] = field(default_factory=dict)  # of each material, on its way
-    hungry: list[Station] = field(default_factory=list)  # that need material
     plan: dict[tuple[str, str], tuple[Station, Group]] = field(default_factory=dict)  # what has not started
     leave: dict[tuple[str, str], float | None] = field(default_factory=dict)
-    marked: set[int] = field(default_factory=set)  # stations that may start something
-    calling: set[Station] = field(default_factory=set)  # that may let a mover come
-    touched: set[Station] = field(default_factory=set)  # whose status may have changed
-    patient: set[Station] = field(default_factory=set)  # that wait for more of a batch: they watch everybody
+    marked: int = 0  # stations that may start something
+    calling: int = 0  # that may let a mover come
+    awaited: int = 0  # that movers want to go to
+    touched: int = 0  # whose status may have changed
+    patient: int = 0  # that wait for more of a batch: they watch everybody
+    hungry: int = 0  # that need material
     wakes: dict[float, list[Station]] = field(default_factory=dict)
     jams: list[Station] = field(default_factory=list)  # that have just become blocked
     in_order: bool = True  # free parts stand in the queues in the order in which they set out
@@ -374,15 +380,19 @@ class Plant:
     streams: dict[tuple[str, str], Draws] = field(default_factory=dict)
     distances: dict[tuple[str, str], float] = field(default_factory=dict)  # s
 
-    def note(self, cls: type[Event], subject: str, *payload: Any) -> None:
-        self.record.note((cls, self.now, subject, *payload))
+    def __post_init__(self):
+        self.note = self.record.note  # (class, time, subject, payload ...)
 
     def mark(self, m: Station) -> None:
         "Something is new about `m`."
-        self.touched.add(m)
-        for other in m.group:
-            self.marked.add(other.index)
-            self.calling.add(other)
+        self.marked |= m.mask
+
+    def all_of(self, mask: int) -> Iterator[Station]:
+        "The stations of a set, in the factory's order."
+        while mask:
+            bit = mask & -mask
+            mask ^= bit
+            yield self.stations[bit.bit_length() - 1]
 
     def wake(self, m: Station, time: float) -> None:
         "Look at `m` at `time`, because something may become possible then."
@@ -410,7 +420,7 @@ class Plant:
             self.distances[key] = travel_time(self.factory, origin, destination)
         return self.distances[key]
 
-# %% ../../nbs/twin/02_floor.ipynb #81e87f14
+# %% ../../nbs/twin/02_floor.ipynb #64e11d0e
 def set_up(plant: Plant) -> None:
     "Machines as they are at time 0, in a plant without parts."
     factory = plant.factory
@@ -418,16 +428,18 @@ def set_up(plant: Plant) -> None:
     plant.stations = [_station(plant, i, m) for i, m in enumerate(factory.machines)]
     plant.station = {m.id: m for m in plant.stations}
     for m in plant.stations:
-        m.group = m.places.machines if m.places is not None else [m]
-        m.queue = m.group[0].queue
+        m.mask = m.places.mask if m.places is not None else m.bit
+        m.again = m.mask if m.capacity > 1 or m.mask != m.bit else 0
+        m.queue = next(plant.all_of(m.mask)).queue
     for product in factory.products:
         for position, operation in enumerate(factory.route(product.id)):
             plant.steps[product.id, operation.id] = _step(plant, product.id, position, operation)
         plant.routes[product.id] = tuple((o.id, plant.steps[product.id, o.id]) for o in factory.route(product.id))
     plant.stock = {material.id: material.stock for material in factory.materials}
     plant.ordered = dict.fromkeys(plant.stock, 0.0)
-    needy = [step for step in plant.steps.values() if step.spec.materials]
-    plant.hungry = [m for m in plant.stations if any(m in step.ways for step in needy)]
+    for step in plant.steps.values():
+        for m in step.ways if step.needs else ():
+            plant.hungry |= m.bit
     kinds = (kind for m in factory.machines if m.degradation for kind in m.degradation.defects)
     plant.defect_types = tuple(dict.fromkeys(kinds)) or ("defect",)
 
@@ -437,12 +449,15 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
     m = Station(
         spec,
         spec.id,
-        index,
+        1 << index,
         plant.factory.calendar(spec.id),
         modes,
         tuple(k for k, mode in enumerate(modes) if mode.clock == "operating"),
         spec.capacity,
         spec.batch_capacity,
+        kanban=spec.kanban,
+        wears=spec.degradation is not None and plant.disturbances,
+        cares=spec.maintenance is not None and plant.disturbances,
         fits=spec.calendar is not None and spec.closing == "fit",
         pauses=spec.calendar is not None and spec.closing == "pause",
         places=plant.places[spec.buffer] if spec.buffer else None,
@@ -451,14 +466,14 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
         renewals=[0] * len(modes),
     )
     if m.places is not None:
-        m.places.machines.append(m)
+        m.places.mask |= m.bit
     if plant.sensing:
         m.sensors = tuple(sensors_of(spec))
     return m
 
 
 def _step(plant: Plant, product: str, position: int, operation: Operation) -> Step:
-    step = Step(operation, product, position, operation.family or product)
+    step = Step(operation, product, position, operation.family or product, needs=bool(operation.materials))
     total = 0.0
     for mode in operation.modes:
         duration = mode.duration
@@ -468,9 +483,10 @@ def _step(plant: Plant, product: str, position: int, operation: Operation) -> St
         step.ways[plant.station[mode.machine]] = Way(duration.mean, round(duration.mean * 1e6), draws)
         total += duration.mean
     step.mean = total / len(operation.modes)
+    step.only = next(iter(step.ways)) if len(step.ways) == 1 else None
     return step
 
-# %% ../../nbs/twin/02_floor.ipynb #5aa5405a
+# %% ../../nbs/twin/02_floor.ipynb #167e9b18
 def window_at(
     calendar: Calendar,
     time: float,  # s

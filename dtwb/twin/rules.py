@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'Candidate', 'find_rule']
 
-# %% ../../nbs/twin/03_rules.ipynb #66fa701a
+# %% ../../nbs/twin/03_rules.ipynb #17666a13
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from ..core.errors import SimulationError
 from ..core.factory import Job, setup_time
 from .floor import Part, Plant, Station
 
-# %% ../../nbs/twin/03_rules.ipynb #1471dda2
+# %% ../../nbs/twin/03_rules.ipynb #3c175e65
 class Candidate:
     "A part that waits for a machine: what a dispatching rule may look at."
 
@@ -63,7 +63,7 @@ class Candidate:
         assert step is not None
         return setup_time(self._machine.spec, self._machine.family, step.family)
 
-# %% ../../nbs/twin/03_rules.ipynb #afabc401
+# %% ../../nbs/twin/03_rules.ipynb #15e9d347
 def _atc(c: Candidate) -> float:
     "Apparent tardiness cost with k = 2: Vepsalainen and Morton (1987)."
     p = c.processing_time

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['serve', 'let_go', 'is_open']
 
-# %% ../../nbs/twin/08_serving.ipynb #6213189b
+# %% ../../nbs/twin/08_serving.ipynb #a6e0147b
 import math
 
 from ..core import events as ev
@@ -15,10 +15,10 @@ from .moving import in_stock, is_there
 from .rules import Candidate
 from .working import begin, maintain, run
 
-# %% ../../nbs/twin/08_serving.ipynb #a1a20a5e
+# %% ../../nbs/twin/08_serving.ipynb #7e0a351c
 def serve(plant: Plant, m: Station) -> bool:
     "Start what the machine can start; whether anything changed."
-    if m.down or m.setting_up:
+    if m.down or m.setting_up or (m.running and m.capacity == 1):
         return False
     if m.pieces and not m.running:
         if m.pauses and not is_open(plant, m):
@@ -26,8 +26,6 @@ def serve(plant: Plant, m: Station) -> bool:
         for piece in m.pieces:
             run(plant, m, piece)
         return True
-    if m.capacity == 1 and m.running:
-        return False
     if m.setup_left > 0:
         _begin_setup(plant, m, m.family or "", m.setup_left)
         return True
@@ -38,7 +36,7 @@ def serve(plant: Plant, m: Station) -> bool:
         return True
     if len(m.pieces) + len(m.holds) >= m.capacity:
         return False
-    plant.patient.discard(m)
+    plant.patient &= ~m.bit
     if not m.chosen and (m.coming or m.queue):
         m.chosen = _pick(plant, m)
         for part in m.chosen:
@@ -49,15 +47,15 @@ def serve(plant: Plant, m: Station) -> bool:
 
 
 def _serve_chosen(plant: Plant, m: Station) -> bool:
-    parts = m.chosen
-    if not in_stock(plant, parts):  # another machine took it during the set-up
-        let_go(m)
-        return True
-    step = parts[0].step
+    parts, step = m.chosen, m.chosen[0].step
     assert step is not None
-    if not _ready_or_set_up(plant, m, step.family):
+    if plant.hungry & m.bit and not in_stock(plant, parts):  # another machine took it during the set-up
+        let_go(m)
+        plant.mark(m)
+        return True
+    if m.spec.setup is not None and not _ready_or_set_up(plant, m, step.family):
         return False
-    return _is_open_for(plant, m, parts) and begin(plant, m, parts)
+    return (m.calendar is None or _is_open_for(plant, m, parts)) and begin(plant, m, parts)
 
 
 def _serve_sequence(plant: Plant, m: Station, group: Group) -> bool:
@@ -88,7 +86,7 @@ def _startable(plant: Plant, m: Station, group: Group) -> list[Part] | None:
         if not part.released or part.step is None or part.visit != visit or not is_there(plant, part, m):
             return None
         parts.append(part)
-    return parts if in_stock(plant, parts) and _is_open_for(plant, m, parts) else None
+    return parts if in_stock(plant, parts) and (m.calendar is None or _is_open_for(plant, m, parts)) else None
 
 
 def is_open(plant: Plant, m: Station) -> bool:
@@ -110,10 +108,10 @@ def _is_open_for(plant: Plant, m: Station, parts: list[Part]) -> bool:
     plant.wake(m, next_fit(m.calendar, plant.now, lasts))
     return False
 
-# %% ../../nbs/twin/08_serving.ipynb #1e13f613
+# %% ../../nbs/twin/08_serving.ipynb #c000cc12
 def _ready_or_set_up(plant: Plant, m: Station, family: str) -> bool:
     "Whether the machine is set up for the family; if not, begin."
-    if m.spec.setup is None or m.family == family:
+    if m.family == family:
         return True
     duration = setup_time(m.spec, m.family, family)
     _begin_setup(plant, m, family, duration)
@@ -121,7 +119,7 @@ def _ready_or_set_up(plant: Plant, m: Station, family: str) -> bool:
 
 
 def _begin_setup(plant: Plant, m: Station, family: str, duration: float) -> None:
-    plant.note(ev.SetupStarted, m.id, family, duration)
+    plant.note((ev.SetupStarted, plant.now, m.id, family, duration))
     m.family, m.setup_left = family, 0.0
     if duration > 0:
         m.token += 1
@@ -134,31 +132,34 @@ def _end_setup(plant: Plant, m: Station, token: int) -> None:
         m.setting_up = False
         plant.mark(m)
 
-# %% ../../nbs/twin/08_serving.ipynb #cce76963
+# %% ../../nbs/twin/08_serving.ipynb #4b142c10
 def _pick(plant: Plant, m: Station) -> list[Part]:
     "The free parts that the machine takes next; none if it had better wait."
-    there = [p for p in m.coming if is_there(plant, p, m)]
-    kept = len(m.coming) - len(there)  # it is kept for them
-    if kept and (m.capacity == 1 or (not there and kept >= m.capacity - len(m.pieces) - len(m.holds))):
-        return []
-    if len(there) < m.batch:
+    there: list[Part] = []
+    if m.coming:
+        there = [p for p in m.coming if is_there(plant, p, m)]
+        kept = len(m.coming) - len(there)  # it is kept for them
+        if kept and (m.capacity == 1 or (not there and kept >= m.capacity - len(m.pieces) - len(m.holds))):
+            return []
+    if len(there) < m.batch and m.queue:
         there += _waiting(plant, m)
-    if not there or not is_open(plant, m):
+    if not there or not (m.calendar is None or is_open(plant, m)):
         return []
     if len(there) > 1:
-        average = 0.0
-        for p in there:
-            average += p.step.ways[m].mean  # pyright: ignore[reportOptionalMemberAccess]
-        average /= len(there)
-        keys = {p: (plant.rule(Candidate(plant, p, m, average)), p.left, p.job.id) for p in there}
-        if m.batch == 1:
-            there = [min(there, key=keys.__getitem__)]
-        else:
-            there.sort(key=keys.__getitem__)
-    chosen = _batch(plant, m, there) if m.batch > 1 else there
+        there = _by_rule(plant, m, there)
+    chosen = _batch(plant, m, there) if m.batch > 1 else there[:1]
     if chosen and m.sequence and not _goes_first(plant, m, chosen):
         return []
     return chosen
+
+
+def _by_rule(plant: Plant, m: Station, there: list[Part]) -> list[Part]:
+    average = 0.0
+    for p in there:
+        average += p.step.ways[m].mean  # pyright: ignore[reportOptionalMemberAccess]
+    average /= len(there)
+    keys = {p: (plant.rule(Candidate(plant, p, m, average)), p.left, p.job.id) for p in there}
+    return [min(there, key=keys.__getitem__)] if m.batch == 1 else sorted(there, key=keys.__getitem__)
 
 
 def _waiting(plant: Plant, m: Station) -> list[Part]:
@@ -168,7 +169,9 @@ def _waiting(plant: Plant, m: Station) -> list[Part]:
     for part in m.queue:
         if soon and found and part.left > found[0].left:
             break
-        if _may_take(plant, m, part) and in_stock(plant, [part]):
+        if part.chosen_by is None and (part.arrival <= plant.now if part.target is m else _may_take(plant, m, part)):
+            if part.step.needs and not in_stock(plant, [part]):  # pyright: ignore[reportOptionalMemberAccess]
+                continue
             if m.fits and not _is_open_for(plant, m, [part]):
                 continue
             found.append(part)
@@ -176,21 +179,19 @@ def _waiting(plant: Plant, m: Station) -> list[Part]:
 
 
 def _may_take(plant: Plant, m: Station, part: Part) -> bool:
-    "Whether the part is there, and not kept for another machine that stands ready for it."
+    "Whether the part, which set out for another machine, is there, and not kept for that one, which stands ready."
     t = part.target
-    if t is None or part.chosen_by is not None or not is_there(plant, part, m):
+    if t is None or not is_there(plant, part, m):
         return False
-    if t is m:
-        return True
     assert part.step is not None
-    if m not in part.step.ways or (m.spec.kanban is not None and m.kanbans >= m.spec.kanban):
+    if m not in part.step.ways or (m.kanban is not None and m.kanbans >= m.kanban):
         return False
     full = len(t.pieces) + len(t.holds) >= t.capacity
     if t.down or full or t.setting_up or t.chosen or t.wanted is not None:
         return True
     return (t.calendar is not None and not t.is_open(plant.now)) or not is_there(plant, part, t)
 
-# %% ../../nbs/twin/08_serving.ipynb #faaf9c30
+# %% ../../nbs/twin/08_serving.ipynb #42515c18
 def _batch(plant: Plant, m: Station, there: list[Part]) -> list[Part]:
     first = next((p for p in there if p in m.coming), there[0])
     assert first.step is not None
@@ -203,7 +204,7 @@ def _batch(plant: Plant, m: Station, there: list[Part]) -> list[Part]:
     patience = came + first.step.ways[m].mean / 2
     if len(batch) < m.batch and plant.now < patience and _more_to_come(plant, m, family, batch):
         plant.wake(m, patience)
-        plant.patient.add(m)
+        plant.patient |= m.bit
         return []
     return batch
 

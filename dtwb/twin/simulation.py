@@ -42,7 +42,7 @@ from .moving import choose, count_kanban, destination, join_movers, line_up_agai
 from .rules import RULES, Candidate, find_rule
 from .serving import let_go, serve
 from .stuck import circle, complaints, crowded
-from .working import deliver, fail, let_in, pick, plan_care, renew, reorder, show, status
+from .working import deliver, fail, let_in, pick, plan_care, renew, reorder, show_statuses
 
 _all_ = ["RULES", "Candidate", "InspectionRequest", "Verdict", "find_rule", "truthful"]
 
@@ -97,8 +97,8 @@ class Simulation:
         self.controller, self.stop = controller, stop
         self.how: str | None = None  # how it ended
         rule = "edd" if schedule is not None else rule
-        self.plant = plant = Plant(factory, seed, run, disturbances, antithetic, max_jobs, look_at_all)
-        plant.record = Record(bus, NEWS if controller else (), record or bus is not None or controller is not None)
+        record_ = Record(bus, NEWS if controller else (), record or bus is not None or controller is not None)
+        self.plant = plant = Plant(factory, seed, run, disturbances, antithetic, max_jobs, look_at_all, record_)
         plant.rule, plant.fifo, plant.inspect, plant.sensing = find_rule(rule), rule == "fifo", inspect, record_sensors
         plant.planned = schedule is not None
         self._folded, self._alarms, self._acts = (0, initial_state(factory)), 0, 0
@@ -196,7 +196,7 @@ class Simulation:
 
     def _changed(self, reason: str, schedule: Schedule) -> None:
         plant = self.plant
-        plant.note(ev.ScheduleChanged, plant.run, reason, tuple(map(tuple, schedule.rows)))
+        plant.note((ev.ScheduleChanged, plant.now, plant.run, reason, tuple(map(tuple, schedule.rows))))
         for m in plant.stations:
             plant.mark(m)
         self._act()
@@ -253,7 +253,7 @@ class Simulation:
     ) -> None:
         "Tell people."
         self._alarms += 1
-        self.plant.note(ev.AlarmRaised, subject, f"a{self._alarms}", severity, message)
+        self.plant.note((ev.AlarmRaised, self.now, subject, f"a{self._alarms}", severity, message))
 
     def predict_failure(
         self,
@@ -262,7 +262,7 @@ class Simulation:
         probability: float,
     ) -> None:
         "Announce that a machine is expected to fail; the controller is told at once, or at the next instant."
-        self.plant.note(ev.FailurePredicted, machine, at, probability)
+        self.plant.note((ev.FailurePredicted, self.now, machine, at, probability))
         self.plant.clock.at(self.now, nothing)
 
 
@@ -292,10 +292,7 @@ def _step(sim: Simulation) -> bool:
     _dispatch(plant)
     if record.fresh and sim.controller is not None:  # a maintenance has just started
         clock.at(plant.now, nothing)
-    touched = plant.stations if plant.look_at_all else plant.touched
-    for m in touched:
-        show(plant, m, status(plant, m))
-    plant.touched.clear()
+    show_statuses(plant)
     return _goes_on(sim)
 
 
@@ -310,7 +307,7 @@ def _goes_on(sim: Simulation) -> bool:
     if plant.unfinished == 0:
         return _end(sim, "finished")
     if plant.jams:
-        jams, plant.jams = sorted(plant.jams, key=lambda m: m.index), []
+        jams, plant.jams = plant.jams, []
         for m in jams:
             if (how := circle(plant, m)) and not _is_saved(sim, how):
                 return _end(sim, how)
@@ -325,7 +322,7 @@ def _goes_on(sim: Simulation) -> bool:
 
 def _end(sim: Simulation, how: str) -> bool:
     sim.how = how
-    sim.plant.note(ev.RunEnded, sim.run_id, how)
+    sim.plant.note((ev.RunEnded, sim.now, sim.run_id, how))
     sim.plant.record.publish()
     return False
 
@@ -338,51 +335,49 @@ def _is_saved(sim: Simulation, how: str) -> bool:
         sim.controller(sim, [made(sim.plant.record.rows[-1:])[0]])
     return sim._acts > acts
 
-# %% ../../nbs/twin/00_simulation.ipynb #a5c9d21e
+# %% ../../nbs/twin/00_simulation.ipynb #61423d46
 def _dispatch(plant: Plant) -> None:
     look = _serve_all if plant.look_at_all else _serve_marked
-    if plant.patient:
-        plant.marked.update(m.index for m in plant.patient)
+    plant.marked |= plant.patient
     look(plant)
     while plant.movers and move(plant):
-        plant.marked.update(m.index for m in plant.patient)
+        plant.marked |= plant.patient
         look(plant)
 
 
 def _serve_marked(plant: Plant) -> None:
     "As `_serve_all`, but only those whose situation may have changed."
-    marked, last = plant.marked, -1
-    while marked:
-        if len(marked) == 1:
-            last = marked.pop()
-        else:
-            last = min((i for i in marked if i > last), default=-1)
-            last = min(marked) if last < 0 else last
-            marked.remove(last)
-        m = plant.stations[last]
+    stations, after = plant.stations, -1
+    while plant.marked:
+        later = plant.marked & after or plant.marked
+        bit = later & -later
+        after = -2 * bit  # the bits of those that come after it
+        plant.marked ^= bit
+        plant.touched |= bit
+        plant.calling |= bit
+        m = stations[bit.bit_length() - 1]
         if serve(plant, m):
-            plant.mark(m)
-            marked.update(m.index for m in plant.patient)
+            plant.marked |= plant.patient | m.again
 
 
 def _serve_all(plant: Plant) -> None:
     "All machines, again and again, until none of them starts anything."
     while any([serve(plant, m) for m in plant.stations]):
         pass
-    plant.marked.clear()
+    plant.marked = 0
 
 # %% ../../nbs/twin/00_simulation.ipynb #c8cd9501
 def _expect_what_comes(plant: Plant) -> None:
     "Jobs that are not there yet, and all that is known to come."
     factory, clock = plant.factory, plant.clock
-    plant.note(ev.RunStarted, plant.run, factory.name, plant.seed)
+    plant.note((ev.RunStarted, plant.now, plant.run, factory.name, plant.seed))
     clock.at(0.0, nothing)
     jobs: dict[str, list[Part]] = {order.id: [] for order in factory.orders}
     for job in factory.jobs():
         plant.parts[job.id] = part = Part(job)
         if factory.product(job.product).routing is None:
             part.visits = plant.routes[job.product]
-            part.step = part.visits[0][1]
+            part.go_to(0)
         jobs[job.order].append(part)
     plant.unfinished = len(plant.parts) + sum(source.limit or math.inf for source in factory.sources)
     for order in factory.orders:
@@ -431,11 +426,11 @@ def _turn(plant: Plant, m: Station) -> None:
 
 # %% ../../nbs/twin/00_simulation.ipynb #2a29138d
 def _release(plant: Plant, order: Order, parts: list[Part]) -> None:
-    plant.note(ev.OrderReleased, order.id, order.product, order.quantity, order.due)
+    plant.note((ev.OrderReleased, plant.now, order.id, order.product, order.quantity, order.due))
     for part in parts:
         if not part.visits:
             part.visits = drawn_route(plant, part.job.product)
-            part.step = part.visits[0][1]
+            part.go_to(0)
         plant.outside[part] = None
     let_in(plant)
 
@@ -448,11 +443,11 @@ def _arrive(plant: Plant, source: Source, n: int) -> None:
     due = None if source.due is None else plant.now + _drawn(plant, source.id, "due", source.due)
     order = f"{source.id}-{n:07}"
     job = Job(f"{order}-1", order, product, 1, plant.now, due, source.weight)
-    plant.note(ev.OrderReleased, order, product, 1, due)
+    plant.note((ev.OrderReleased, plant.now, order, product, 1, due))
     part = Part(job, plant.routes[product], listed=False)
     if plant.factory.product(product).routing is not None:
         part.visits = drawn_route(plant, product)
-    part.step = part.visits[0][1]
+    part.go_to(0)
     plant.arrived[source.id] = n
     plant.parts[job.id] = part
     plant.outside[part] = None
@@ -528,15 +523,15 @@ def _redirect(plant: Plant, part: Part) -> None:
     if m is None or target is None or m is target:
         return
     if part.direct is None and share(m, target):
-        part.target = m
+        part.target, part.arrival = m, part.left + plant.travel(part.origin, m.id)
         count_kanban(plant, part, m)
-        plant.wake(m, part.left + plant.travel(part.origin, m.id))
+        plant.wake(m, part.arrival)
     else:
         part.ready = part.left + plant.travel(part.origin, target.id)
         part.target, part.direct = None, None
         join_movers(plant, part)
 
-# %% ../../nbs/twin/00_simulation.ipynb #61b81c1a
+# %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
 def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
     "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
     groups: dict[tuple[str, float], Group] = {}
@@ -645,7 +640,7 @@ class Run:
         head = f"<b>{escape(self.factory.name)}</b>, seed {self.seed}: {escape(self.how)} after {end:,.0f} s; {what}"
         return f"<p>{head}</p>{gantt_svg(self.schedule)}"
 
-# %% ../../nbs/twin/00_simulation.ipynb #f49dcee0
+# %% ../../nbs/twin/00_simulation.ipynb #1e3a5e5f
 def executed_schedule(
     events: list[Event],  # in the agreed order
 ) -> Schedule:

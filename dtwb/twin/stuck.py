@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['circle', 'complaints', 'crowded']
 
-# %% ../../nbs/twin/09_stuck.ipynb #697804a3
+# %% ../../nbs/twin/09_stuck.ipynb #f547ef05
 from collections import Counter
 
 from ..core.errors import SimulationError
 from .floor import Part, Plant, Station
 from .moving import destination, in_stock
 
-# %% ../../nbs/twin/09_stuck.ipynb #d4336abe
+# %% ../../nbs/twin/09_stuck.ipynb #3d199525
 def circle(plant: Plant, m: Station) -> str:  # empty: somebody can still help
     "How a machine that has become blocked is stuck for ever."
     reached, todo = {m: None}, [m]
@@ -34,7 +34,7 @@ def circle(plant: Plant, m: Station) -> str:  # empty: somebody can still help
     while (after := helpers[path[-1]][1]) not in path:
         path.append(after)
     path = path[path.index(after) :]
-    first = path.index(min(path, key=lambda m: m.index))
+    first = path.index(min(path, key=lambda m: m.bit))
     path = path[first:] + path[:first]
     told = ", which ".join(_held(*helpers[here]) for here in path)
     return f"deadlock: {path[0].id} {told}"
@@ -54,7 +54,7 @@ def _who_could_help(plant: Plant, part: Part, seen: set[Part]) -> list[Station] 
     seen.add(part)
     found = [m]
     if m.places is not None and len(m.places.taken) >= m.places.capacity:
-        found += [other for other in m.places.machines if other is not m]
+        found += [other for other in plant.all_of(m.mask) if other is not m]
         for other in m.places.taken:
             if other.moving and other not in seen:
                 more = _who_could_help(plant, other, seen)
@@ -63,7 +63,7 @@ def _who_could_help(plant: Plant, part: Part, seen: set[Part]) -> list[Station] 
                 found += more
     return found
 
-# %% ../../nbs/twin/09_stuck.ipynb #9895163b
+# %% ../../nbs/twin/09_stuck.ipynb #aa0678ed
 def complaints(plant: Plant) -> str:
     "Who waits for what."
     waiting = [part for part in plant.parts.values() if part.released]
@@ -78,7 +78,7 @@ def _what_it_waits_for(plant: Plant, part: Part) -> str:
     if m is None:
         return f"a plan for {part.visit}"
     if part.moving:
-        if m.spec.kanban is not None and m.kanbans >= m.spec.kanban:
+        if m.kanban is not None and m.kanbans >= m.kanban:
             return f"a kanban of {m.id}"
         others = ", ".join(sorted(p.job.id for p in (m.places.taken if m.places is not None else ())))
         return f"a place in {m.spec.buffer}, which is taken by {others}"
@@ -90,7 +90,7 @@ def _what_it_waits_for(plant: Plant, part: Part) -> str:
         return f"{m.id}, which waits for {', '.join(job for job, _ in m.sequence[0].keys)}"
     return m.id
 
-# %% ../../nbs/twin/09_stuck.ipynb #bf88fa33
+# %% ../../nbs/twin/09_stuck.ipynb #832b0692
 def crowded(plant: Plant) -> SimulationError:
     "Says where they wait, and how much work comes there."
     parts = list(plant.parts.values())[:-2001:-1]

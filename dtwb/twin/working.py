@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['begin', 'run', 'finish', 'interrupt', 'expect', 'leave_the_plant', 'let_in', 'deliver', 'reorder', 'pick', 'renew',
-           'fail', 'plan_care', 'maintain', 'status', 'show']
+           'fail', 'plan_care', 'maintain', 'show_statuses', 'status', 'show']
 
-# %% ../../nbs/twin/06_working.ipynb #91d0fa75
+# %% ../../nbs/twin/06_working.ipynb #114b990c
 import math
 from typing import Any
 
@@ -21,24 +21,28 @@ from ..core.streams import generator
 from .floor import InspectionRequest, Part, Piece, Plant, Station, Step, Verdict
 from .moving import count_kanban, forget_choice, give_up_place, take_off, wait_to_move
 
-# %% ../../nbs/twin/06_working.ipynb #69f40108
+# %% ../../nbs/twin/06_working.ipynb #14943611
 def begin(plant: Plant, m: Station, parts: list[Part]) -> bool:  # True
     "Take the parts up and work on them."
     duration = 0.0
     for part in parts:
         step = part.step
         assert step is not None
-        if step.spec.materials:
+        if step.needs:
             _consume(plant, step)
-        duration = max(duration, step.ways[m].draw())
-        give_up_place(plant, part)
+        way = step.ways[m]
+        duration = max(duration, way.mean if way.draws is None else way.draws.next())
+        if part.buffer is not None:
+            give_up_place(plant, part)
         if part.free:
             forget_choice(part)
-            m.queue.pop(part, None)
-            if part.direct is not None:
+            if part.direct is None:
+                m.queue.pop(part, None)
+            else:
                 part.direct.coming.remove(part)
         part.place, part.on, part.target, part.direct, part.chosen_by = m.id, m, None, None, None
-        count_kanban(plant, part, m)
+        if m.kanban is not None or part.counted is not None:
+            count_kanban(plant, part, m)
         if plant.plan:
             _off_the_plan(plant, part)
     piece = Piece(parts, duration, duration)
@@ -60,58 +64,80 @@ def run(plant: Plant, m: Station, piece: Piece) -> None:
     "Start a piece of work, or go on with it."
     now = plant.now
     for part in piece.parts:
-        plant.note(ev.OperationStarted, m.id, part.job.id, part.visit)
+        plant.note((ev.OperationStarted, now, m.id, part.job.id, part.visit))
     piece.started = now
     piece.token += 1
     first, m.running = not m.running, True
-    end = now + piece.remaining
-    if m.capacity > 1:
-        plant.clock.at(end, finish, plant, m, piece, piece.token)
     if first:
         m.run_start = now
         m.token += 1
-        left = min([m.left[k] for k in m.by_work], default=math.inf)
-        closes = m.window[1] if m.pauses else math.inf
-        several = m.capacity > 1
-        if closes < (math.inf if several else end - 1e-9) and closes <= now + left:
-            plant.clock.at(closes, _pause, plant, m, m.token, late=True, live=not several)
-        elif left < (math.inf if several else piece.remaining - 1e-9):
-            plant.clock.at(now + max(left, 0.0), _fall_due, plant, m, m.token, late=True, live=not several)
-        elif not several:
-            plant.clock.at(end, finish, plant, m, piece, piece.token)
+    if m.capacity > 1:
+        plant.clock.at(now + piece.remaining, finish, plant, m, piece, piece.token)
+        if first:
+            _plan_a_stop(plant, m, math.inf)
+    elif not (m.by_work or m.pauses) or not _plan_a_stop(plant, m, piece.remaining):
+        plant.clock.at(now + piece.remaining, finish, plant, m, piece, piece.token)
+
+
+def _plan_a_stop(plant: Plant, m: Station, lasts: float) -> bool:
+    "A failure, or the end of a shift, if that comes first; whether it does."
+    now, left = plant.now, math.inf
+    for k in m.by_work:
+        left = min(left, m.left[k])
+    closes = m.window[1] if m.pauses else math.inf
+    if closes < now + lasts - 1e-9 and closes <= now + left:
+        plant.clock.at(closes, _pause, plant, m, m.token, late=True, live=m.capacity == 1)
+        return True
+    if left < lasts - 1e-9:
+        plant.clock.at(now + max(left, 0.0), _fall_due, plant, m, m.token, late=True, live=m.capacity == 1)
+        return True
+    return False
 
 
 def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     "The work is done: each part goes its way."
     if token != piece.token:
         return
+    now = plant.now
     m.pieces.remove(piece)
     if not m.pieces:
-        _stop(plant, m, piece.remaining if m.capacity == 1 else plant.now - m.run_start)
+        _stop(m, piece.remaining if m.capacity == 1 else now - m.run_start)
     m.since_maintenance += piece.duration
+    plant.touched |= m.bit
     for part in piece.parts:
         visit, step = part.visit, part.step
         assert step is not None
-        plant.note(ev.OperationFinished, m.id, part.job.id, visit)
+        plant.note((ev.OperationFinished, now, m.id, part.job.id, visit))
         part.machines.append(m)
-        part.advance()
-        part.ready = part.since = plant.now
-        expect(plant, ((visit, step),), -1)
+        part.go_to(part.at + 1)
+        part.ready = part.since = now
+        for other in step.ways:
+            other.expected -= 1
+            if other.expected == 0:
+                plant.touched |= other.bit
         m.holds.append(part)
-        _spoil(plant, m, part, visit, step)
-        for material, quantity in step.spec.produces.items():
-            deliver(plant, material, quantity)
-        _send_on(plant, m, part, visit, step)
-    _wear(plant, m, piece.duration)
-    _ask_for_care(plant, m)
-    plant.mark(m)
+        if m.wears or part.defects or part.mends is not None:
+            _spoil(plant, m, part, visit, step)
+        if step.spec.produces:
+            for material, quantity in step.spec.produces.items():
+                deliver(plant, material, quantity)
+        if step.spec.inspection is None or _passes(plant, m, part, visit, step):
+            if part.step is not None:
+                wait_to_move(plant, part)
+            else:
+                _go_home(plant, m, part)
+    if m.wears:
+        _wear(plant, m, piece.duration)
+    if m.cares:
+        _ask_for_care(plant, m)
+    plant.marked |= m.mask
     if m.by_work and not m.running:
-        k = min(m.by_work, key=m.left.__getitem__)
+        k = min(m.by_work, key=m.left.__getitem__) if len(m.by_work) > 1 else m.by_work[0]
         if m.left[k] <= 1e-9:
             fail(plant, m, k)
 
 
-def _stop(plant: Plant, m: Station, worked: float) -> None:
+def _stop(m: Station, worked: float) -> None:
     "It runs no longer: its clocks of failure have gone on for what it `worked`."
     m.running = False
     m.token += 1
@@ -125,8 +151,8 @@ def interrupt(plant: Plant, m: Station, reason: str) -> None:
         piece.remaining -= plant.now - piece.started
         piece.token += 1
         for part in piece.parts:
-            plant.note(ev.OperationInterrupted, m.id, part.job.id, part.visit, reason, piece.remaining)
-    _stop(plant, m, plant.now - m.run_start)
+            plant.note((ev.OperationInterrupted, plant.now, m.id, part.job.id, part.visit, reason, piece.remaining))
+    _stop(m, plant.now - m.run_start)
 
 
 def _pause(plant: Plant, m: Station, token: int) -> None:
@@ -134,25 +160,20 @@ def _pause(plant: Plant, m: Station, token: int) -> None:
         interrupt(plant, m, "closed")
         plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #5ad081f9
+# %% ../../nbs/twin/06_working.ipynb #93f31c80
 def expect(plant: Plant, visits: Any, change: int) -> None:
     "Count what may still come to each machine."
     for _, step in visits:
         for m in step.ways:
             m.expected += change
             if m.expected <= 1:
-                plant.touched.add(m)
+                plant.touched |= m.bit
 
 
-def _send_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> None:
-    if step.spec.inspection is not None and not _passes(plant, m, part, visit, step):
-        return
-    if part.step is not None:
-        wait_to_move(plant, part)
-        return
+def _go_home(plant: Plant, m: Station, part: Part) -> None:
     id, due = part.job.id, part.job.due
-    plant.note(ev.JobFinished, id, 0.0 if due is None else max(0.0, plant.now - due))
-    plant.note(ev.PartMoved, id, m.id, "exit", plant.travel(m.id, "exit"))
+    plant.note((ev.JobFinished, plant.now, id, 0.0 if due is None else max(0.0, plant.now - due)))
+    plant.note((ev.PartMoved, plant.now, id, m.id, "exit", plant.travel(m.id, "exit")))
     leave_the_plant(plant, part, "finished")
 
 
@@ -180,14 +201,14 @@ def let_in(plant: Plant) -> None:
 
 def _enter(plant: Plant, part: Part) -> None:
     j = part.job
-    plant.note(ev.JobReleased, j.id, j.order, j.product, j.quantity, j.due, j.weight, part.todo)
+    plant.note((ev.JobReleased, plant.now, j.id, j.order, j.product, j.quantity, j.due, j.weight, part.todo))
     part.released, part.free, part.ready, part.since = True, not plant.planned, plant.now, plant.now
     plant.inside += 1
     plant.counts["released"] += 1
     expect(plant, part.visits, +1)
     wait_to_move(plant, part)
 
-# %% ../../nbs/twin/06_working.ipynb #74d000c7
+# %% ../../nbs/twin/06_working.ipynb #07642fa4
 def _consume(plant: Plant, step: Step) -> None:
     for material, quantity in step.spec.materials.items():
         plant.stock[material] -= quantity
@@ -200,7 +221,7 @@ def deliver(plant: Plant, material: str, quantity: float, ordered: bool = False)
     plant.stock[material] += quantity
     if ordered:
         plant.ordered[material] -= quantity
-    plant.note(ev.MaterialArrived, material, quantity, plant.stock[material])
+    plant.note((ev.MaterialArrived, plant.now, material, quantity, plant.stock[material]))
     _tell_the_hungry(plant)
 
 
@@ -216,10 +237,10 @@ def reorder(plant: Plant, material: str) -> None:
 
 
 def _tell_the_hungry(plant: Plant) -> None:
-    for m in plant.hungry:
+    for m in plant.all_of(plant.hungry):
         plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #88ba8ece
+# %% ../../nbs/twin/06_working.ipynb #faf9998a
 def _spoil(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> None:
     "The operation leaves its mark on the part, or not."
     d = m.spec.degradation
@@ -229,12 +250,12 @@ def _spoil(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> None
             part.defects = {at: defect for at, defect in part.defects.items() if defect[0] != part.mends}
     if visit != step.spec.id:
         part.mends = None
-    if d is None or not plant.disturbances:
+    if d is None or not m.wears:
         return
     draws = plant.draws(m.id, "quality")
     chance, which, severity = draws.next(), draws.next(), draws.next()
     if chance < d.defect_rate + (d.worn_defect_rate - d.defect_rate) * min(m.wear, 1.0):
-        part.defects[step.position] = pick(d.defects, which), severity
+        part.defects[step.position] = pick(d.defects, which), severity ** (1 / (1 + m.wear))  # worse as it wears
 
 
 def pick(
@@ -248,8 +269,7 @@ def pick(
 
 def _wear(plant: Plant, m: Station, duration: float) -> None:
     d = m.spec.degradation
-    if d is None or not plant.disturbances:
-        return
+    assert d is not None
     mean = duration / d.life
     if d.cv > 0:
         step = Distribution(distribution="gamma", mean=1, cv=d.cv)
@@ -258,20 +278,20 @@ def _wear(plant: Plant, m: Station, duration: float) -> None:
     for sensor in m.sensors:
         noise = float(ndtri(plant.draws(m.id, f"sensor {sensor.id}").next())) if sensor.noise > 0 else 0.0
         value = sensor.new + (sensor.worn - sensor.new) * m.wear + sensor.noise * noise
-        plant.note(ev.SensorRead, m.id, sensor.id, value, sensor.unit)
+        plant.note((ev.SensorRead, plant.now, m.id, sensor.id, value, sensor.unit))
 
-# %% ../../nbs/twin/06_working.ipynb #5f85fcb0
+# %% ../../nbs/twin/06_working.ipynb #6fb2bcc3
 def _passes(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bool:
     "Ask the inspector; whether the part goes on along its route."
     id = part.job.id
     truth, severity = part.defects[min(part.defects)] if part.defects else ("good", 0.0)
     verdict = _verdict(plant, m, part, visit, step, truth, severity)
     seen, confidence = verdict.defect_type, float(verdict.confidence)
-    plant.note(ev.PartInspected, id, m.id, visit, seen, confidence, truth, verdict.image)
+    plant.note((ev.PartInspected, plant.now, id, m.id, visit, seen, confidence, truth, verdict.image))
     if seen == "good":
         return True
     bbox = tuple(map(int, verdict.bbox))
-    plant.note(ev.DefectDetected, id, m.id, seen, confidence, bbox, _suspect(part, seen))
+    plant.note((ev.DefectDetected, plant.now, id, m.id, seen, confidence, bbox, _suspect(part, seen)))
     inspection = step.spec.inspection
     assert inspection is not None
     _unplan(plant, part)
@@ -279,7 +299,7 @@ def _passes(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> boo
     if seen in inspection.rework and part.reworked < inspection.max_rework:
         _send_back(plant, part, inspection.rework[seen], seen)
     else:
-        plant.note(ev.PartScrapped, id, seen)
+        plant.note((ev.PartScrapped, plant.now, id, seen))
         leave_the_plant(plant, part, "scrapped")
     return False
 
@@ -318,9 +338,9 @@ def _send_back(plant: Plant, part: Part, target: str, reason: str) -> None:
     done = part.done
     again = tuple((next_visit(operation, done), step) for operation, step in route[first:])
     part.visits = part.visits[: part.at] + again
-    part.step = again[0][1]
+    part.go_to(part.at)
     part.mends, part.reworked, part.free = reason, part.reworked + 1, True
-    plant.note(ev.PartReworked, part.job.id, reason, part.todo)
+    plant.note((ev.PartReworked, plant.now, part.job.id, reason, part.todo))
     expect(plant, again, +1)
     take_off(plant, part)
     wait_to_move(plant, part)
@@ -337,7 +357,7 @@ def _unplan(plant: Plant, part: Part) -> None:
                 m.load -= group.load
             plant.mark(m)
 
-# %% ../../nbs/twin/06_working.ipynb #0a4a8fe7
+# %% ../../nbs/twin/06_working.ipynb #8760b509
 def renew(plant: Plant, m: Station, k: int) -> None:
     "A new time to failure for one mode, on its own clock."
     mode = m.modes[k]
@@ -373,7 +393,7 @@ def fail(plant: Plant, m: Station, k: int, cause: str = "", repair: float | None
     m.setting_up, m.token = False, m.token + 1
     m.down, m.broken, m.down_since = "failure", k, plant.now
     m.down_for = mode.mttr.mean if mode is not None else repair or 0.0
-    plant.note(ev.MachineFailed, m.id, cause)
+    plant.note((ev.MachineFailed, plant.now, m.id, cause))
     show(plant, m, MachineStatus.ERROR)
     if repair is None and mode is not None:
         repair = plant.draws(m.id, f"repairs {cause}", mode.mttr).next()
@@ -383,16 +403,16 @@ def fail(plant: Plant, m: Station, k: int, cause: str = "", repair: float | None
 
 def _repaired(plant: Plant, m: Station) -> None:
     k, m.down, m.broken = m.broken, "", -1
-    plant.note(ev.MachineRepaired, m.id, plant.now - m.down_since)
+    plant.note((ev.MachineRepaired, plant.now, m.id, plant.now - m.down_since))
     plant.mark(m)
     if k >= 0:
         renew(plant, m, k)
 
-# %% ../../nbs/twin/06_working.ipynb #602121cf
+# %% ../../nbs/twin/06_working.ipynb #7ed35b10
 def _ask_for_care(plant: Plant, m: Station) -> None:
     "Maintenance that is due by work or by wear."
     care = m.spec.maintenance
-    if care is not None and plant.disturbances and m.wanted is None:
+    if care is not None and m.wanted is None:
         if care.every is not None and m.since_maintenance >= care.every:
             m.wanted = "preventive"
         elif care.at_wear is not None and m.wear >= care.at_wear:
@@ -418,40 +438,49 @@ def maintain(plant: Plant, m: Station) -> None:
     duration, reason = m.spec.maintenance.duration, m.wanted or ""
     took = plant.draws(m.id, "maintenance", duration).next() if plant.disturbances else duration.mean
     m.down, m.down_since, m.down_for, m.wanted = "maintenance", plant.now, duration.mean, None
-    plant.note(ev.MaintenanceStarted, m.id, reason, duration.mean)
+    plant.note((ev.MaintenanceStarted, plant.now, m.id, reason, duration.mean))
     plant.clock.at(plant.now + took, _maintained, plant, m)
 
 
 def _maintained(plant: Plant, m: Station) -> None:
     m.down, m.wear, m.since_maintenance = "", 0.0, 0.0
     m.cared += 1
-    plant.note(ev.MaintenanceFinished, m.id)
+    plant.note((ev.MaintenanceFinished, plant.now, m.id))
     plant.mark(m)
     for k in range(len(m.modes)):
         renew(plant, m, k)
     plan_care(plant, m)
 
-# %% ../../nbs/twin/06_working.ipynb #5c2260c7
+# %% ../../nbs/twin/06_working.ipynb #edfabe25
+def show_statuses(plant: Plant) -> None:
+    "Say so where a status has changed."
+    for m in plant.stations if plant.look_at_all else plant.all_of(plant.touched):
+        show(plant, m, status(plant, m))
+    plant.touched = 0
+
+
 def status(plant: Plant, m: Station) -> MachineStatus:
     if m.down:
         return MachineStatus.MAINTENANCE if m.down == "maintenance" else MachineStatus.ERROR
     if m.running:
-        return MachineStatus.RUNNING
+        return _RUNNING
     if m.setting_up:
         return MachineStatus.SETUP
     if m.holds:
-        return MachineStatus.BLOCKED
+        return _BLOCKED
     if m.calendar is not None and not m.is_open(plant.now):
         return MachineStatus.OFF
     if (m.sequence[0].start <= plant.now) if m.sequence else (m.expected > 0 and not plant.planned):
-        return MachineStatus.STARVED
+        return _STARVED
     return MachineStatus.IDLE
 
 
+_RUNNING, _BLOCKED, _STARVED = MachineStatus.RUNNING, MachineStatus.BLOCKED, MachineStatus.STARVED
+
+
 def show(plant: Plant, m: Station, new: MachineStatus) -> None:
-    "Say so where the status has changed."
     if new is not m.status:
-        plant.note(ev.MachineStatusChanged, m.id, m.status.value, new.value)
+        plant.note((ev.MachineStatusChanged, plant.now, m.id, m.status.value, new.value))
         m.status = new
-        if new is MachineStatus.BLOCKED:
+        if new is _BLOCKED:
             plant.jams.append(m)
