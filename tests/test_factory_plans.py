@@ -94,7 +94,7 @@ def rows(schedule):
     return {(row.job, row.operation): (row.machine, row.start, row.end) for row in schedule.rows}
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(7, 47))
 def test_what_a_rule_plans_comes_out_to_the_last_bit(seed):
     factory = plant(seed)
     problem = Problem.from_factory(factory)
