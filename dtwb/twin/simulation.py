@@ -469,7 +469,7 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
     groups, plant.leave = _checked(plant, schedule)
     plant.planned = True
     _wipe(plant)
-    for (machine, _), group in groups.items():
+    for (machine, *_), group in groups.items():
         m = plant.station[machine]
         job, visit = group.keys[0]
         group.load = plant.steps[plant.parts[job].job.product, operation_of(visit)].ways[m].load
@@ -529,9 +529,9 @@ def _redirect(plant: Plant, part: Part) -> None:
         wait_to_move(plant, part)
 
 # %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
-def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
-    "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
-    groups: dict[tuple[str, float], Group] = {}
+def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float, str], Group], dict]:
+    "What is to be done by the plan: (machine, start, ..) -> who starts together; and (job, visit) -> leave."
+    groups: dict[tuple[str, float, str], Group] = {}
     leave: dict[tuple[str, str], float | None] = {}
     for row in schedule.rows:
         leave[row.job, row.operation] = row.leave
@@ -540,7 +540,8 @@ def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], 
             continue
         if part.on is not None and not part.moving and part.visit == row.operation:  # under way
             continue
-        group = groups.setdefault((row.machine, row.start), Group([], row.start))
+        several = plant.station[row.machine].capacity > 1
+        group = groups.setdefault((row.machine, row.start, row.job if several else ""), Group([], row.start))
         group.keys.append((row.job, row.operation))
         _check_batch(plant, row, group)
     return groups, leave
