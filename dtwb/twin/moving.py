@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['destination', 'choose', 'forget_choice', 'expected_completion', 'wait_to_move', 'line_up', 'line_up_again', 'move',
-           'is_next', 'stands_ready', 'in_stock', 'set_out', 'is_there', 'share', 'give_up_place', 'take_off',
-           'count_kanban']
+           'is_in_turn', 'comes_in', 'is_next', 'stands_ready', 'in_stock', 'set_out', 'is_there', 'share',
+           'give_up_place', 'take_off', 'count_kanban']
 
 # %% ../../nbs/twin/04_moving.ipynb #9ea705c9
 import math
@@ -13,7 +13,7 @@ from bisect import insort
 
 from ..core import events as ev
 from ..core.factory import next_open, setup_time
-from .floor import Part, Plant, Station
+from .floor import Part, Places, Plant, Station
 
 # %% ../../nbs/twin/04_moving.ipynb #afa4c336
 def destination(plant: Plant, part: Part) -> Station | None:  # None: nobody knows
@@ -175,7 +175,8 @@ def _first_with_a_place(plant: Plant, m: Station) -> tuple[float, int, Part] | N
     full = len(places.taken) >= places.capacity
     if not full or places.leaving:
         for entry in m.inbound:
-            if entry[2].goes <= plant.now and (not full or entry[2].buffer is places):
+            part = entry[2]
+            if part.goes <= plant.now and (part.buffer is places or (not full and is_in_turn(places, part))):
                 return entry
     return None
 
@@ -194,7 +195,33 @@ def _has_place(part: Part, m: Station) -> bool:
     if m.kanban is not None and m.kanbans >= m.kanban and part.counted is not m:
         return False
     places = m.places
-    return places is None or len(places.taken) < places.capacity or part.buffer is places
+    if places is None or part.buffer is places:
+        return True
+    return len(places.taken) < places.capacity and is_in_turn(places, part)
+
+
+def is_in_turn(places: Places, part: Part) -> bool:
+    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+    promised = places.promised
+    if promised is None or part.free:
+        return True
+    k = promised.position.get((part.job.id, part.visit), 0)
+    return all(promised.room[j] > 0 for j in range(promised.first, k) if promised.missing[j])
+
+
+def comes_in(plant: Plant, places: Places, key: tuple[str, str], takes_a_place: bool) -> None:
+    "What the plan has promised to (job, visit) is kept; or it needs it no more."
+    promised = places.promised
+    k = promised.position.get(key) if promised is not None else None
+    if promised is None or k is None or not promised.missing[k]:
+        return
+    promised.missing[k] = False
+    for j in range(promised.first, k) if takes_a_place else ():
+        if promised.missing[j]:
+            promised.room[j] -= 1
+    while promised.first < len(promised.missing) and not promised.missing[promised.first]:
+        promised.first += 1
+    plant.calling |= places.mask
 
 
 def is_next(m: Station, part: Part) -> bool:
@@ -247,6 +274,8 @@ def set_out(plant: Plant, part: Part, m: Station, direct: bool) -> None:
             places.taken[part] = None
             part.buffer = places
             plant.note((ev.BufferChanged, now, places.id, len(places.taken), part.job.id))
+        if places is not None and places.promised is not None and not part.free:
+            comes_in(plant, places, (part.job.id, part.visit), not direct)
     if part.on is not None:
         take_off(plant, part)
     if m.kanban is not None or part.counted is not None:

@@ -19,7 +19,7 @@ from ..core.distributions import Distribution, quantile
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Order, Source, next_visit, operation_of
-from ..core.schedule import Schedule, ScheduledOperation, gantt_svg
+from ..core.schedule import Schedule, ScheduledOperation, gantt_svg, planned_entries
 from ..core.state import FactoryState, History, copy_state, fold, initial_state
 from ..core.streams import uniforms
 from ..core.trace import Trace
@@ -28,6 +28,7 @@ from dtwb.twin.floor import (
     InspectionRequest,
     Part,
     Plant,
+    Promised,
     Record,
     Station,
     Step,
@@ -476,6 +477,7 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
         m.sequence.append(group)
         m.load += group.load
         plant.plan.update((key, (m, group)) for key in group.keys)
+    _promise(plant, schedule)
     for part in plant.parts.values():
         if part.moving:
             line_up_again(plant, part)
@@ -483,9 +485,22 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
             _redirect(plant, part)
 
 
+def _promise(plant: Plant, schedule: Schedule) -> None:
+    "The order in which the plan lets parts take the places of its buffers."
+    rows = tuple(row for row in schedule.rows if (row.job, row.operation) in plant.plan)
+    outside = {id for id, part in plant.parts.items() if part.place == "entry" and part.target is None}
+    for buffer, entries in planned_entries(Schedule(rows), plant.factory, outside).items():
+        position = {(entry.job, entry.operation): k for k, entry in enumerate(entries)}
+        room = [entry.room for entry in entries]
+        plant.places[buffer].promised = Promised(position, room, [True] * len(entries))
+        plant.calling |= plant.places[buffer].mask
+
+
 def _wipe(plant: Plant) -> None:
     "No plan, and no choice."
     plant.plan = {}
+    for places in plant.places.values():
+        places.promised = None
     for m in plant.stations:
         m.sequence, m.coming, m.load = [], [], 0
         m.queue.clear()
@@ -530,7 +545,7 @@ def _redirect(plant: Plant, part: Part) -> None:
 
 # %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
 def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float, str], Group], dict]:
-    "What is to be done by the plan: (machine, start, ..) -> who starts together; and (job, visit) -> leave."
+    "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
     groups: dict[tuple[str, float, str], Group] = {}
     leave: dict[tuple[str, str], float | None] = {}
     for row in schedule.rows:
@@ -540,8 +555,8 @@ def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float, s
             continue
         if part.on is not None and not part.moving and part.visit == row.operation:  # under way
             continue
-        several = plant.station[row.machine].capacity > 1
-        group = groups.setdefault((row.machine, row.start, row.job if several else ""), Group([], row.start))
+        alone = row.job if plant.station[row.machine].capacity > 1 else ""
+        group = groups.setdefault((row.machine, row.start, alone), Group([], row.start))
         group.keys.append((row.job, row.operation))
         _check_batch(plant, row, group)
     return groups, leave

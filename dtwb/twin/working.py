@@ -19,7 +19,7 @@ from ..core.events import MachineStatus
 from ..core.factory import next_visit
 from ..core.streams import generator
 from .floor import InspectionRequest, Part, Piece, Plant, Station, Step, Verdict
-from .moving import count_kanban, forget_choice, give_up_place, take_off, wait_to_move
+from .moving import comes_in, count_kanban, forget_choice, give_up_place, take_off, wait_to_move
 
 # %% ../../nbs/twin/06_working.ipynb #14943611
 def begin(plant: Plant, m: Station, parts: list[Part]) -> bool:  # True
@@ -359,6 +359,8 @@ def _unplan(plant: Plant, part: Part) -> None:
     for visit in part.todo if plant.plan else ():
         if planned := plant.plan.pop((part.job.id, visit), None):
             m, group = planned
+            if m.places is not None:
+                comes_in(plant, m.places, (part.job.id, visit), False)
             group.keys.remove((part.job.id, visit))
             if not group.keys:
                 m.sequence.remove(group)
