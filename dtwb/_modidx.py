@@ -2461,6 +2461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.kpis._merged': ('twin/kpis.html#_merged', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._named': ('twin/kpis.html#_named', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._opened': ('twin/kpis.html#_opened', 'dtwb/twin/kpis.py'),
+                                'dtwb.twin.kpis._operation': ('twin/kpis.html#_operation', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._periodic': ('twin/kpis.html#_periodic', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._plant_figures': ('twin/kpis.html#_plant_figures', 'dtwb/twin/kpis.py'),
                                 'dtwb.twin.kpis._price': ('twin/kpis.html#_price', 'dtwb/twin/kpis.py'),
