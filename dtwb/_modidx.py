@@ -2110,6 +2110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'dtwb.twin.plant_log._tell_machine': ('twin/plant_log.html#_tell_machine', 'dtwb/twin/plant_log.py'),
                                      'dtwb.twin.plant_log._tell_visit': ('twin/plant_log.html#_tell_visit', 'dtwb/twin/plant_log.py'),
                                      'dtwb.twin.plant_log._told': ('twin/plant_log.html#_told', 'dtwb/twin/plant_log.py'),
+                                     'dtwb.twin.plant_log._unused': ('twin/plant_log.html#_unused', 'dtwb/twin/plant_log.py'),
                                      'dtwb.twin.plant_log._visits': ('twin/plant_log.html#_visits', 'dtwb/twin/plant_log.py'),
                                      'dtwb.twin.plant_log.import_log': ('twin/plant_log.html#import_log', 'dtwb/twin/plant_log.py')},
             'dtwb.twin.plant_table': { 'dtwb.twin.plant_table.Clock': ('twin/plant_table.html#clock', 'dtwb/twin/plant_table.py'),
