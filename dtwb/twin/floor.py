@@ -352,7 +352,7 @@ def made(
     ordered = sorted(rows, key=lambda row: (row[1], _AGREED[row[0]], row[2]))
     return [row[0](*row[1:]) for row in ordered]
 
-# %% ../../nbs/twin/02_floor.ipynb #5d52722f
+# %% ../../nbs/twin/02_floor.ipynb #416829cc
 class _Numbers(dict):
     "Numbers whatever it is asked for, in the order in which it comes."
 
