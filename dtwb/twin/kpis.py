@@ -31,11 +31,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..core.compiled import kernel
 from ..core.errors import SimulationError
 from ..core.events import Event, MachineStatus, to_json
 from ..core.factory import Factory, operation_of
 from ..core.trace import KIND, KINDS, Trace
-from ..scheduling.arrays import kernel
 
 # %% ../../nbs/twin/30_kpis.ipynb #29cc1656
 _PLANT = {
@@ -153,17 +153,10 @@ class KpiTables(NamedTuple):
     mode_time: np.ndarray  # (modes,) s, planned, of an item
     operations: int
     servers: np.ndarray  # (machines,) int64, independent ones in it
-    calendar: np.ndarray  # (machines,) int32; -1: always open
-    period: np.ndarray  # (calendars,) s
-    open_ptr: np.ndarray  # (calendars + 1,) int32
-    open_from: np.ndarray  # (windows,) s of the period
-    open_to: np.ndarray
-    closed_ptr: np.ndarray  # (calendars + 1,) int32
-    closed_from: np.ndarray  # (closures,) s
-    closed_to: np.ndarray
+    clock_at: np.ndarray  # (machines,) int64, where its calendar begins in `clock`; -1: always open
+    clock: np.ndarray  # of each calendar: period, windows, closures, and from and to of each, s
     power: np.ndarray  # (machines, statuses) kW
-    price_from: np.ndarray  # (prices,) s of the day
-    price: np.ndarray  # (prices,) money per kWh
+    tariff: np.ndarray  # (2, prices) from s of the day; money per kWh
     cost_rate: np.ndarray  # (machines,) money per hour at work
     costs: np.ndarray  # (5,) wip, tardiness, scrap, maintenance, repair
 
@@ -185,7 +178,8 @@ def kpi_tables(
     ).reshape(-1, 4)
     columns = np.ascontiguousarray(number.T)
     words = np.array([word.get(one, -2) for one in ("", "good", "first plan")], np.int32)
-    return KpiTables(_CODE, *columns, words, **fixed)
+    of = dict(zip(("machine_of", "product_of", "operation_of", "status_of"), columns))
+    return KpiTables(code=_CODE, words=words, **of, **fixed)
 
 
 _CODE = np.full(len(KINDS), OTHER, np.int8)
@@ -217,8 +211,7 @@ def _make_tables(factory: Factory) -> tuple[dict, dict, dict, dict]:
         "operations": len(operations),
         "servers": np.array([m.capacity for m in factory.machines], np.int64),
         "power": np.array(power),
-        "price_from": np.array([start for start, _ in tariff], float),
-        "price": np.array([price for _, price in tariff], float),
+        "tariff": np.array(tariff, float).T.copy(),
         "cost_rate": np.array([m.cost_rate for m in factory.machines], float),
         "costs": np.array([costs.wip, costs.tardiness, costs.scrap, costs.maintenance, costs.repair], float),
     }
@@ -245,18 +238,13 @@ def _steps(factory: Factory, machines: dict, products: dict, operations: dict) -
 
 
 def _calendars(factory: Factory) -> dict[str, np.ndarray]:
-    number = {c.id: i for i, c in enumerate(factory.calendars)}
-    closed = [_merged(c.closed) for c in factory.calendars]
-    opened = [sorted(c.open) for c in factory.calendars]
-    tables: dict[str, np.ndarray] = {
-        "calendar": np.array([number[m.calendar] if m.calendar else -1 for m in factory.machines], np.int32),
-        "period": np.array([c.period for c in factory.calendars], float),
-    }
-    for name, spans in (("open", opened), ("closed", closed)):
-        flat = np.array([span for some in spans for span in some], float).reshape(-1, 2)
-        tables[f"{name}_ptr"] = np.cumsum([0, *map(len, spans)]).astype(np.int32)
-        tables[f"{name}_from"], tables[f"{name}_to"] = flat[:, 0].copy(), flat[:, 1].copy()
-    return tables
+    at, clock = {}, []
+    for c in factory.calendars:
+        at[c.id], closed = len(clock), _merged(c.closed)
+        spans = [time for span in (*sorted(c.open), *closed) for time in span]
+        clock += [c.period, len(c.open), len(closed), *spans]
+    machines = [at[m.calendar] if m.calendar else -1 for m in factory.machines]
+    return {"clock_at": np.array(machines, np.int64), "clock": np.array(clock, float)}
 
 
 def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -269,41 +257,41 @@ def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return found
 
 # %% ../../nbs/twin/30_kpis.ipynb #cf475c17
-@kernel
-def _opened(t: KpiTables, m: int, time: float):  # s
-    c = t.calendar[m]
-    if c < 0:
+@kernel(error_model="numpy")
+def _opened(clock: np.ndarray, at: int, time: float):  # s
+    if at < 0:
         return time
-    found = _periodic(t, c, time)
-    for k in range(t.closed_ptr[c], t.closed_ptr[c + 1]):
-        if t.closed_from[k] < time:
-            found -= _periodic(t, c, min(time, t.closed_to[k])) - _periodic(t, c, t.closed_from[k])
+    found, first = _periodic(clock, at, time), at + 3 + 2 * int(clock[at + 1])
+    for k in range(int(clock[at + 2])):
+        start, end = clock[first + 2 * k], clock[first + 2 * k + 1]
+        if start < time:
+            found -= _periodic(clock, at, min(time, end)) - _periodic(clock, at, start)
     return found
 
 
-@kernel
-def _periodic(t: KpiTables, c: int, time: float):  # s, without closures
-    rounds = math.floor(time / t.period[c])
-    rest, whole, part = time - rounds * t.period[c], 0.0, 0.0
-    for k in range(t.open_ptr[c], t.open_ptr[c + 1]):
-        length = t.open_to[k] - t.open_from[k]
+@kernel(error_model="numpy")
+def _periodic(clock: np.ndarray, at: int, time: float):  # s, without closures
+    rounds = math.floor(time / clock[at])
+    rest, whole, part = time - rounds * clock[at], 0.0, 0.0
+    for k in range(int(clock[at + 1])):
+        start, length = clock[at + 3 + 2 * k], clock[at + 4 + 2 * k] - clock[at + 3 + 2 * k]
         whole += length
-        part += min(max(rest - t.open_from[k], 0.0), length)
+        part += min(max(rest - start, 0.0), length)
     return rounds * whole + part
 
 
-@kernel
-def _price(t: KpiTables, time: float):  # money per kWh, times s
-    days = math.floor(time / 86400.0)
-    rest, whole, part, last = time - days * 86400.0, 0.0, 0.0, len(t.price) - 1
+@kernel(error_model="numpy")
+def _price(tariff: np.ndarray, time: float):  # money per kWh, times s
+    days, last = math.floor(time / 86400.0), tariff.shape[1] - 1
+    rest, whole, part = time - days * 86400.0, 0.0, 0.0
     for k in range(last + 1):
-        length = (t.price_from[k + 1] if k < last else 86400.0) - t.price_from[k]
-        whole += t.price[k] * length
-        part += t.price[k] * min(max(rest - t.price_from[k], 0.0), length)
+        length = (tariff[0, k + 1] if k < last else 86400.0) - tariff[0, k]
+        whole += tariff[1, k] * length
+        part += tariff[1, k] * min(max(rest - tariff[0, k], 0.0), length)
     return days * whole + part
 
 
-@kernel
+@kernel(error_model="numpy")
 def _share(a: float, b: float):
     "a / b as numpy has it: nan for 0 / 0."
     if b != 0.0:
@@ -311,27 +299,19 @@ def _share(a: float, b: float):
     return np.nan if a == 0.0 or a != a else math.copysign(np.inf, a)
 
 
-@kernel
-def _step(t: KpiTables, product: int, operation: int):  # -1: there is none
-    key, low, high = product * t.operations + operation, 0, len(t.step_key)
+@kernel(error_model="numpy")
+def _step(keys: np.ndarray, operations: int, product: int, operation: int):  # -1: there is none
+    key, low, high = product * operations + operation, 0, len(keys)
     while low < high:
         middle = (low + high) // 2
-        if t.step_key[middle] < key:
+        if keys[middle] < key:
             low = middle + 1
         else:
             high = middle
-    return low if product >= 0 and operation >= 0 and low < len(t.step_key) and t.step_key[low] == key else -1
+    return low if product >= 0 and operation >= 0 and low < len(keys) and keys[low] == key else -1
 
 
-@kernel
-def _item_time(t: KpiTables, step: int, m: int):  # s; nan: the machine cannot do it
-    for k in range(t.mode_ptr[step], t.mode_ptr[step + 1]):
-        if t.mode_machine[k] == m:
-            return t.mode_time[k]
-    return np.nan
-
-
-@kernel
+@kernel(error_model="numpy")
 def _at(table: np.ndarray, i: int):
     "What number `i` means; names that are not in the table mean nothing."
     return table[i] if 0 <= i < len(table) else -1
@@ -344,21 +324,31 @@ P_LEVEL, P_AREA, P_SINCE, P_DUE, P_ON_TIME, P_WORKED, P_BUSY, P_LEAD, P_FIRST, P
 FINE, DISORDER, NO_MACHINE, NO_JOB, NO_STEP, NO_STATUS = range(6)  # what may be wrong
 
 
-@kernel
-def _spend(t: KpiTables, m: int, status: int, since: float, until: float, spent: np.ndarray, sums: np.ndarray):
-    "Count the time from `since` to `until`."
+@kernel(error_model="numpy")
+def _spend(
+    clock: np.ndarray,
+    at: int,
+    power: np.ndarray,
+    tariff: np.ndarray,
+    status: int,
+    since: float,
+    until: float,
+    spent: np.ndarray,
+    sums: np.ndarray,
+):
+    "Count a machine's time from `since` to `until`, in one status."
     if until <= since:
         return
-    spent[m, status] += until - since
+    spent[status] += until - since
     if status == RUNNING:
-        sums[m, S_BUSY] += until - since - (_opened(t, m, until) - _opened(t, m, since))
+        sums[S_BUSY] += until - since - (_opened(clock, at, until) - _opened(clock, at, since))
     elif status == MAINTENANCE:
-        sums[m, S_BUSY] -= _opened(t, m, until) - _opened(t, m, since)
-    if t.power[m, status] > 0.0:
-        sums[m, S_PAID] += t.power[m, status] * (_price(t, until) - _price(t, since)) / 3600.0
+        sums[S_BUSY] -= _opened(clock, at, until) - _opened(clock, at, since)
+    if power[status] > 0.0:
+        sums[S_PAID] += power[status] * (_price(tariff, until) - _price(tariff, since)) / 3600.0
 
 # %% ../../nbs/twin/30_kpis.ipynb #a1e73a68
-@kernel
+@kernel(error_model="numpy")
 def measure(
     rows: np.ndarray,  # of TRACE, in the agreed order
     t: KpiTables,
@@ -366,7 +356,10 @@ def measure(
     out: np.ndarray,  # (windows, figures of `width`), filled
 ) -> tuple[int, int]:  # what is wrong, at which row; FINE
     "The key figures between each two edges; what happens at an inner edge belongs to the later window."
-    machines, windows, names = len(t.calendar), len(edges) - 1, 0
+    machines, windows, names = len(t.clock_at), len(edges) - 1, 0
+    codes, machine_of, operation_of, words = t.code, t.machine_of, t.operation_of, t.words
+    keys, mode_ptr, mode_machine, mode_time = t.step_key, t.mode_ptr, t.mode_machine, t.mode_time
+    clock, clock_at, power, tariff = t.clock, t.clock_at, t.power, t.tariff
     for i in range(len(rows)):
         names = max(names, rows[i].subject + 1)
     number, job = np.zeros((names, 7), np.int64), np.zeros((names, 9))
@@ -378,7 +371,7 @@ def measure(
     plant[P_SINCE], now = start, out[0]
     for i in range(len(rows)):
         r = rows[i]
-        time, code = r.time, t.code[r.kind]
+        time, code = r.time, codes[r.kind]
         if time < last or time != time:
             return DISORDER, i
         last = time
@@ -395,7 +388,7 @@ def measure(
         counted = time >= start
         m = -1
         if START <= code <= TURN or FAIL <= code <= MAINTAIN:
-            m = _at(t.machine_of, r.subject)
+            m = _at(machine_of, r.subject)
             if m < 0:
                 return NO_MACHINE, i
         if START <= code <= FINISH:
@@ -404,7 +397,7 @@ def measure(
             n, j = number[r.a], job[r.a]
             if code == START:
                 if n[J_MACHINE] == 0:
-                    step = _step(t, n[J_PRODUCT], _at(t.operation_of, r.b))
+                    step = _step(keys, t.operations, n[J_PRODUCT], _at(operation_of, r.b))
                     if step < 0:
                         return NO_STEP, i
                     now[COST_MATERIAL] += t.step_cost[step] * counted
@@ -418,8 +411,11 @@ def measure(
                 j[J_INSIDE] += max(0.0, time - max(j[J_SINCE], start))
                 n[J_RUNS] = 0
             if code == FINISH:
-                step = _step(t, n[J_PRODUCT], _at(t.operation_of, r.b))
-                planned = _item_time(t, step, m) if step >= 0 else np.nan
+                step = _step(keys, t.operations, n[J_PRODUCT], _at(operation_of, r.b))
+                planned = np.nan
+                for k in range(mode_ptr[step], mode_ptr[step + 1] if step >= 0 else 0):
+                    if mode_machine[k] == m:
+                        planned = mode_time[k]
                 if planned != planned:
                     return NO_STEP, i
                 share = j[J_INSIDE] / j[J_WHOLE] if j[J_WHOLE] > 0.0 else 1.0 * counted
@@ -432,7 +428,8 @@ def measure(
             new = _at(t.status_of, r.b)
             if new < 0:
                 return NO_STATUS, i
-            _spend(t, m, status[m], max(since[m], start), time, spent, sums)
+            begun = max(since[m], start)
+            _spend(clock, clock_at[m], power[m], tariff, status[m], begun, time, spent[m], sums[m])
             status[m], since[m] = new, time
         elif code == RELEASE:
             n, j = number[r.subject], job[r.subject]
@@ -485,11 +482,11 @@ def measure(
                 continue
             now[INSPECTED] += counted
             if r.d >= 0:
-                n[J_BAD] = r.d != t.words[1]
-                now[ALARMS] += counted and r.d == t.words[1] and r.c != t.words[1]
+                n[J_BAD] = r.d != words[1]
+                now[ALARMS] += counted and r.d == words[1] and r.c != words[1]
         elif code == DEFECT:
-            if r.d >= 0 and r.d != t.words[0]:
-                m = _at(t.machine_of, r.d)
+            if r.d >= 0 and r.d != words[0]:
+                m = _at(machine_of, r.d)
                 if m < 0:
                     return NO_MACHINE, i
                 sums[m, S_DEFECTS] += counted
@@ -502,7 +499,7 @@ def measure(
         elif code == MAINTAIN:
             now[MAINTENANCES] += counted
         elif code == PLAN:
-            now[CHANGES] += counted and r.a != t.words[2]
+            now[CHANGES] += counted and r.a != words[2]
     while w < windows:
         _close(t, start, end, status, since, spent, sums, plant, number, job, here[:open_jobs], leads[:ended], now)
         w, ended = w + 1, 0
@@ -512,7 +509,7 @@ def measure(
     return FINE, 0
 
 
-@kernel
+@kernel(error_model="numpy")
 def _level(plant: np.ndarray, time: float, change: float):
     "One job more or less in the plant."
     plant[P_AREA] += plant[P_LEVEL] * (time - plant[P_SINCE])
@@ -520,7 +517,7 @@ def _level(plant: np.ndarray, time: float, change: float):
     plant[P_LEVEL] += change
 
 # %% ../../nbs/twin/30_kpis.ipynb #c2156422
-@kernel
+@kernel(error_model="numpy")
 def _close(
     t: KpiTables,
     start: float,
@@ -538,7 +535,8 @@ def _close(
 ):
     "The figures of one window into `now`; the sums begin anew."
     for m in range(len(status)):
-        _spend(t, m, status[m], max(since[m], start), end, spent, sums)
+        begun = max(since[m], start)
+        _spend(t.clock, t.clock_at[m], t.power[m], t.tariff, status[m], begun, end, spent[m], sums[m])
     _level(plant, end, 0.0)
     for x in here:
         n, j = number[x], job[x]
@@ -569,7 +567,7 @@ def _close(
     plant[P_LEVEL], plant[P_SINCE] = level, end
 
 
-@kernel
+@kernel(error_model="numpy")
 def _machine_figures(
     t: KpiTables, start: float, end: float, spent: np.ndarray, sums: np.ndarray, now: np.ndarray
 ) -> tuple[float, float, float, float, float]:  # s, of all: work, set-up, planned busy, planned for items, done
@@ -578,7 +576,7 @@ def _machine_figures(
     by_status = now[PLANT_FIGURES + M_FIGURES * machines :].reshape(2, machines, STATUSES)
     for m in range(machines):
         work, setup, failures, made = spent[m, RUNNING], spent[m, SETUP], figures[M_FAILURES, m], figures[M_PRODUCED, m]
-        busy = _opened(t, m, end) - _opened(t, m, start) + sums[m, S_BUSY]
+        busy = _opened(t.clock, t.clock_at[m], end) - _opened(t.clock, t.clock_at[m], start) + sums[m, S_BUSY]
         delay = spent[m, ERROR] + spent[m, BLOCKED] + spent[m, WARNING]
         done = work - sums[m, S_OPEN_WORK]
         for s in range(STATUSES):
@@ -613,7 +611,7 @@ def _machine_figures(
     return totals
 
 
-@kernel
+@kernel(error_model="numpy")
 def _plant_figures(t: KpiTables, length: float, plant: np.ndarray, leads: np.ndarray, now: np.ndarray):
     finished, ended = now[FINISHED], now[FINISHED] + now[SCRAPPED]
     leads = np.sort(leads)
@@ -636,7 +634,7 @@ def _plant_figures(t: KpiTables, length: float, plant: np.ndarray, leads: np.nda
     now[COST_JOB] = _share(now[COST], finished)
 
 
-@kernel
+@kernel(error_model="numpy")
 def _quantile(values: np.ndarray, q: float):
     "Of sorted values, as numpy does by default: Hyndman and Fan (1996), type 7."
     if len(values) == 0:
@@ -646,7 +644,7 @@ def _quantile(values: np.ndarray, q: float):
     return values[k] + (place - k) * (values[min(k + 1, len(values) - 1)] - values[k])
 
 # %% ../../nbs/twin/30_kpis.ipynb #047c882a
-@kernel
+@kernel(error_model="numpy")
 def figures_of(
     rows: np.ndarray,  # of TRACE, in the agreed order
     t: KpiTables,
@@ -654,7 +652,7 @@ def figures_of(
     end: float,  # s
 ) -> np.ndarray:  # (figures,) for `as_figures`; all nan where the rows contradict themselves or the factory
     "The key figures of one run."
-    machines = len(t.calendar)
+    machines = len(t.clock_at)
     out = np.empty((1, PLANT_FIGURES + (M_FIGURES + 2 * STATUSES) * machines))
     wrong, _ = measure(rows, t, np.array([start, end]), out)
     if wrong != FINE:
