@@ -188,7 +188,7 @@ def _last_maintained(state: FactoryState, machine: str, now: float) -> float:  #
     if known is None:
         return 0.0
     under_way = known.maintenance_until if known.down_since is not None else None
-    return under_way or getattr(known, "maintained", 0.0)
+    return under_way or known.maintained
 
 
 def _tariff(reader: _Reader, end: float) -> tuple[tuple[int, float], ...]:  # (from tick, price)
@@ -328,7 +328,7 @@ def stock_now(
     "How much of `material` is there at `now`."
     found = factory.material(material)
     since = max((time for time, _ in found.arrivals if time <= now), default=-math.inf)
-    since = getattr(state, "delivered", {}).get(material, since)
+    since = state.delivered.get(material, since)
     taken = 0.0
     for job in state.jobs.values():
         visits = [(visit, start) for visit, _, start, _ in job.done]

@@ -19,7 +19,7 @@ from ..core.distributions import Distribution, quantile
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Order, Source, next_visit, operation_of
-from ..core.schedule import Schedule, ScheduledOperation, gantt_svg
+from ..core.schedule import Schedule, ScheduledOperation, gantt_svg, planned_entries
 from ..core.state import FactoryState, History, copy_state, fold, initial_state
 from ..core.streams import uniforms
 from ..core.trace import Trace
@@ -28,6 +28,7 @@ from dtwb.twin.floor import (
     InspectionRequest,
     Part,
     Plant,
+    Promised,
     Record,
     Station,
     Step,
@@ -38,7 +39,7 @@ from dtwb.twin.floor import (
     truthful,  # noqa: F401
     window_at,
 )
-from .moving import choose, count_kanban, destination, join_movers, line_up_again, move, share
+from .moving import choose, count_kanban, destination, line_up_again, move, share, wait_to_move
 from .rules import RULES, Candidate, find_rule
 from .serving import let_go, serve
 from .stuck import circle, complaints, crowded
@@ -132,7 +133,7 @@ class Simulation:
     ) -> None:
         "Go on until `time`, inclusive."
         plant = self.plant
-        while self.how is None and plant.clock.peek() <= time and _step(self):
+        while self.how is None and plant.clock.next <= time and _step(self):
             pass
         if self.how is None and time > plant.now:
             if self.until is not None and time > self.until:
@@ -277,7 +278,7 @@ def _step(sim: Simulation) -> bool:
     if sim.how is not None:
         return False
     plant, clock, record = sim.plant, sim.plant.clock, sim.plant.record
-    time = clock.peek()
+    time = clock.next
     if sim.until is not None and time > sim.until:
         plant.now = max(plant.now, sim.until)
         return _end(sim, "stopped")
@@ -285,20 +286,14 @@ def _step(sim: Simulation) -> bool:
         plant.now = time
         if record.bus is not None:
             record.publish(before=time)
-    queue = clock._queue
-    while queue and queue[0][0] <= plant.now:
-        clock.step()
-    _tell(sim)
+    clock.call(plant.now)
+    if record.fresh and sim.controller is not None:
+        sim.controller(sim, record.news_of())
     _dispatch(plant)
     if record.fresh and sim.controller is not None:  # a maintenance has just started
         clock.at(plant.now, nothing)
     show_statuses(plant)
     return _goes_on(sim)
-
-
-def _tell(sim: Simulation) -> None:
-    if sim.controller is not None and sim.plant.record.fresh:
-        sim.controller(sim, sim.plant.record.news_of())
 
 
 def _goes_on(sim: Simulation) -> bool:
@@ -337,12 +332,15 @@ def _is_saved(sim: Simulation, how: str) -> bool:
 
 # %% ../../nbs/twin/00_simulation.ipynb #61423d46
 def _dispatch(plant: Plant) -> None:
-    look = _serve_all if plant.look_at_all else _serve_marked
     plant.marked |= plant.patient
-    look(plant)
-    while plant.movers and move(plant):
+    while True:
+        if plant.look_at_all:
+            _serve_all(plant)
+        else:
+            _serve_marked(plant)
+        if not (plant.awaited and move(plant)):
+            return
         plant.marked |= plant.patient
-        look(plant)
 
 
 def _serve_marked(plant: Plant) -> None:
@@ -472,13 +470,14 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
     groups, plant.leave = _checked(plant, schedule)
     plant.planned = True
     _wipe(plant)
-    for (machine, _), group in groups.items():
+    for (machine, *_), group in groups.items():
         m = plant.station[machine]
         job, visit = group.keys[0]
         group.load = plant.steps[plant.parts[job].job.product, operation_of(visit)].ways[m].load
         m.sequence.append(group)
         m.load += group.load
         plant.plan.update((key, (m, group)) for key in group.keys)
+    _promise(plant, schedule)
     for part in plant.parts.values():
         if part.moving:
             line_up_again(plant, part)
@@ -486,9 +485,22 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
             _redirect(plant, part)
 
 
+def _promise(plant: Plant, schedule: Schedule) -> None:
+    "The order in which the plan lets parts take the places of its buffers."
+    rows = tuple(row for row in schedule.rows if (row.job, row.operation) in plant.plan)
+    outside = {id for id, part in plant.parts.items() if part.place == "entry" and part.target is None}
+    for buffer, entries in planned_entries(Schedule(rows), plant.factory, outside).items():
+        position = {(entry.job, entry.operation): k for k, entry in enumerate(entries)}
+        room = [entry.room for entry in entries]
+        plant.places[buffer].promised = Promised(position, room, [True] * len(entries))
+        plant.calling |= plant.places[buffer].mask
+
+
 def _wipe(plant: Plant) -> None:
     "No plan, and no choice."
     plant.plan = {}
+    for places in plant.places.values():
+        places.promised = None
     for m in plant.stations:
         m.sequence, m.coming, m.load = [], [], 0
         m.queue.clear()
@@ -529,12 +541,12 @@ def _redirect(plant: Plant, part: Part) -> None:
     else:
         part.ready = part.left + plant.travel(part.origin, target.id)
         part.target, part.direct = None, None
-        join_movers(plant, part)
+        wait_to_move(plant, part)
 
 # %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
-def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
+def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float, str], Group], dict]:
     "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
-    groups: dict[tuple[str, float], Group] = {}
+    groups: dict[tuple[str, float, str], Group] = {}
     leave: dict[tuple[str, str], float | None] = {}
     for row in schedule.rows:
         leave[row.job, row.operation] = row.leave
@@ -543,7 +555,8 @@ def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], 
             continue
         if part.on is not None and not part.moving and part.visit == row.operation:  # under way
             continue
-        group = groups.setdefault((row.machine, row.start), Group([], row.start))
+        alone = row.job if plant.station[row.machine].capacity > 1 else ""
+        group = groups.setdefault((row.machine, row.start, alone), Group([], row.start))
         group.keys.append((row.job, row.operation))
         _check_batch(plant, row, group)
     return groups, leave
