@@ -153,7 +153,17 @@ class Simulation:
         "Go on to the end."
         while _step(self):
             pass
-        return Run(self.plant.record.trace(), self.factory, self.seed, self.how or "", self.run_id, self.engine)
+        plant = self.plant
+        return Run(
+            plant.record.trace(),
+            self.factory,
+            self.seed,
+            self.how or "",
+            self.run_id,
+            self.engine,
+            plant.disturbances,
+            plant.antithetic,
+        )
 
     def state(self) -> FactoryState:  # the caller's own
         "The state now, with all events of this instant so far."
@@ -609,6 +619,8 @@ class Run:
     how: str  # it ended: finished, stopped, or deadlock and who waits for whom
     id: str = "run"
     engine: str = "simpy"
+    disturbances: bool = True
+    antithetic: bool = False
 
     @property
     def events(self) -> list[Event]:  # in the agreed order
@@ -631,7 +643,7 @@ class Run:
         "The key figures; see `twin.kpis`."
         from dtwb.twin.kpis import kpis
 
-        return kpis(self.events, self.factory)
+        return kpis(self.trace, self.factory)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -689,25 +701,32 @@ def simulate(
     run: str = "run",  # its id
     record_sensors: bool = False,  # readings after each operation of a machine that has sensors, or wears
     stop: Callable[[], Any] | None = None,  # asked at each instant whether to stop
+    engine: str = "auto",  # simpy, fast, or auto: the fast one where it can do what is asked
     antithetic: bool = False,  # 1 - u for every random number u
     record: bool = True,  # False: counts only
     max_jobs: int = 100_000,  # in the plant, or waiting to come in
 ) -> Run:
     "Let the factory work: by a plan, or by a dispatching rule."
-    return Simulation(
-        factory,
-        schedule,
-        rule=rule,
-        seed=seed,
-        until=until,
-        disturbances=disturbances,
-        inspect=inspect,
-        controller=controller,
-        bus=bus,
-        run=run,
-        record_sensors=record_sensors,
-        stop=stop,
-        antithetic=antithetic,
-        record=record,
-        max_jobs=max_jobs,
-    ).run()
+    from dtwb.twin.fast import FastSimulation, why_not_fast  # it stands on this notebook
+
+    settings = {
+        "rule": rule,
+        "seed": seed,
+        "until": until,
+        "disturbances": disturbances,
+        "inspect": inspect,
+        "controller": controller,
+        "bus": bus,
+        "run": run,
+        "record_sensors": record_sensors,
+        "stop": stop,
+        "antithetic": antithetic,
+        "record": record,
+        "max_jobs": max_jobs,
+    }
+    if engine not in ("auto", "simpy", "fast"):
+        raise SimulationError(f"there is no engine {engine!r}", "engine", "engines: auto, simpy, fast")
+    why = "simpy was asked for" if engine == "simpy" else why_not_fast(factory, schedule, **settings)
+    if engine == "fast" and why:
+        raise SimulationError(f"the fast engine cannot do this: {why}", "engine", "take auto, or simpy")
+    return (Simulation if why else FastSimulation)(factory, schedule, **settings).run()
