@@ -14,16 +14,16 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next', 'stands_ready',
            'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one', 'set_out', 'rest_of',
            'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for', 'open_so_long', 'pick',
-           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go', 'set_up',
-           'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish',
-           'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
+           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
+           'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
+           'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
            'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'break_down', 'repaired',
            'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
            'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
            'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation', 'check_schedule', 'say_plan', 'fresh',
            'make_room', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #2fb24f27
+# %% ../../nbs/twin/10_fast.ipynb #b083a5df
 import math
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #4918148c
+# %% ../../nbs/twin/10_fast.ipynb #afa2e5b1
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -72,7 +72,7 @@ STATUS_CHANGED = KIND["MachineStatusChanged"]
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #20aefd0e
+# %% ../../nbs/twin/10_fast.ipynb #a5e42bf2
 @kernel
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -198,7 +198,7 @@ def settle(N, F, R):
         R[i]["time"] = F[C.INSTANT]
     N[C.FIRST] = n
 
-# %% ../../nbs/twin/10_fast.ipynb #ce20d509
+# %% ../../nbs/twin/10_fast.ipynb #3f308491
 @kernel
 def flag(N, words, m):
     "Set the machine's bit."
@@ -375,7 +375,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #6d688570
+# %% ../../nbs/twin/10_fast.ipynb #a692737b
 @kernel
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -438,7 +438,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #599b5acd
+# %% ../../nbs/twin/10_fast.ipynb #ca5102e6
 @kernel
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -746,9 +746,9 @@ def stands_before(N, F, p, q):
 
 
 @kernel
-def move_one(N, F, R):
-    "Let the first go that needs no place, else the first for which there is one; whether any did."
-    for turn in range(2):
+def move_one(N, F, R, any_place):
+    "Let the first go that needs no place (1), else, if that is asked for, the first for which there is one (2)."
+    for turn in range(2 if any_place else 1):
         best, k = 0, 0
         while True:
             m = next_flag(N, N[C.MOVING], k)
@@ -769,8 +769,8 @@ def move_one(N, F, R):
                             other = p
                 best = other if other else best
             set_out(N, F, R, best, N[best + C.P_TOWARDS], 1 - turn)
-            return True
-    return False
+            return 1 + turn
+    return 0
 
 
 @kernel
@@ -816,7 +816,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #9d61d81c
+# %% ../../nbs/twin/10_fast.ipynb #f50548fa
 @kernel
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -914,7 +914,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #f14d94e9
+# %% ../../nbs/twin/10_fast.ipynb #8cf9ff27
 @kernel
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -1124,14 +1124,14 @@ def serve(N, F, R, m):
         if not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
             let_go(N, F, m)
             return True
-        if not set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
+        if not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
             return False
         begin(N, F, R, m, chosen, n)
         return True
     g = N[m + C.M_SEQUENCE]
     if g == 0:
         return False
-    if not set_up(N, F, R, m, N[N[N[g + C.G_KEYS]] + C.Y_OPERATION]):
+    if not get_set_up(N, F, R, m, N[N[N[g + C.G_KEYS]] + C.Y_OPERATION]):
         return N[m + C.M_SETTING_UP] > 0
     if not startable(N, F, m, g):
         return False
@@ -1148,7 +1148,7 @@ def let_go(N, F, m):
 
 
 @kernel
-def set_up(N, F, R, m, o):
+def get_set_up(N, F, R, m, o):
     "Whether the machine is set up for the operation; if not, begin."
     family = N[o + C.O_FAMILY]
     if N[m + C.M_SETUP] == 0 or N[m + C.M_FAMILY] == family:
@@ -1185,7 +1185,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #aba0f903
+# %% ../../nbs/twin/10_fast.ipynb #1b55e3d2
 @kernel
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1842,7 +1842,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #d2410736
+# %% ../../nbs/twin/10_fast.ipynb #f5be340a
 @kernel
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2161,13 +2161,18 @@ def run(N, F, R):
                     if serve(N, F, R, m):
                         N[C.CHANGED] = 1
                     continue
-                if N[C.CHANGED] == 0:
+                if N[C.CHANGED] == 0:  # all direct ones, then the machines again; else one that needs a place
                     if full(N):
                         return C.NEEDS
-                    if not move_one(N, F, R):
+                    moved = move_one(N, F, R, N[C.MOVED] == 0)
+                    if moved == 1:
+                        N[C.MOVED] = 1
+                        continue
+                    if moved == 0 and N[C.MOVED] == 0:
                         break
                 N[C.CURSOR] = 0
                 N[C.CHANGED] = 0
+                N[C.MOVED] = 0
             N[C.PHASE] = 3
         show_all(N, F, R)
         N[C.PHASE] = 0
@@ -2279,7 +2284,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #c492c261
+# %% ../../nbs/twin/10_fast.ipynb #ff019188
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2311,7 +2316,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #513fd4d1
+# %% ../../nbs/twin/10_fast.ipynb #1df5756e
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2433,7 +2438,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #050ef3f1
+# %% ../../nbs/twin/10_fast.ipynb #b2e1f61e
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2521,7 +2526,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #715847ca
+# %% ../../nbs/twin/10_fast.ipynb #c3b94337
 def drain(sim: FastSimulation) -> None:
     "Take over what the kernel has written."
     N, R = sim.N, sim.R
@@ -2575,7 +2580,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, list(names), list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #70e7d717
+# %% ../../nbs/twin/10_fast.ipynb #03d523cb
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2611,7 +2616,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #52cab568
+# %% ../../nbs/twin/10_fast.ipynb #76bd98ad
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
