@@ -941,6 +941,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'dtwb/scheduling/from_factory.py'),
                                               'dtwb.scheduling.from_factory._setups': ( 'scheduling/from_factory.html#_setups',
                                                                                         'dtwb/scheduling/from_factory.py'),
+                                              'dtwb.scheduling.from_factory._staffed': ( 'scheduling/from_factory.html#_staffed',
+                                                                                         'dtwb/scheduling/from_factory.py'),
                                               'dtwb.scheduling.from_factory._tariff': ( 'scheduling/from_factory.html#_tariff',
                                                                                         'dtwb/scheduling/from_factory.py'),
                                               'dtwb.scheduling.from_factory._to_come': ( 'scheduling/from_factory.html#_to_come',
