@@ -145,7 +145,8 @@ def _windows(reader: _Reader, machine: Machine, end: float, last: float) -> tupl
     seconds = open_windows(calendar, reader.now, end)
     for c, d in breaks:
         seconds = [piece for a, b in seconds for piece in ((a, min(b, c)), (max(a, d), b)) if piece[0] < piece[1]]
-    windows = ((ticks_up(a - reader.now, reader.tick), ticks_up(b - reader.now, reader.tick)) for a, b in seconds)
+    ends = ticks_up if machine.closing == "overrun" else ticks_down  # the last start, or the end of all work
+    windows = ((ticks_up(a - reader.now, reader.tick), ends(b - reader.now, reader.tick)) for a, b in seconds)
     return tuple((a, b) for a, b in windows if a < b)
 
 
@@ -188,7 +189,7 @@ def _last_maintained(state: FactoryState, machine: str, now: float) -> float:  #
     if known is None:
         return 0.0
     under_way = known.maintenance_until if known.down_since is not None else None
-    return under_way or getattr(known, "maintained", 0.0)
+    return under_way or known.maintained
 
 
 def _tariff(reader: _Reader, end: float) -> tuple[tuple[int, float], ...]:  # (from tick, price)
@@ -328,7 +329,7 @@ def stock_now(
     "How much of `material` is there at `now`."
     found = factory.material(material)
     since = max((time for time, _ in found.arrivals if time <= now), default=-math.inf)
-    since = getattr(state, "delivered", {}).get(material, since)
+    since = state.delivered.get(material, since)
     taken = 0.0
     for job in state.jobs.values():
         visits = [(visit, start) for visit, _, start, _ in job.done]

@@ -36,6 +36,9 @@ def serve(plant: Plant, m: Station) -> bool:
         return True
     if len(m.pieces) + len(m.holds) >= m.capacity:
         return False
+    if m.plain and not (m.sequence or m.chosen):
+        parts = _next_of(plant, m)
+        return bool(parts) and begin(plant, m, parts)
     plant.patient &= ~m.bit
     if not m.chosen and (m.coming or m.queue):
         m.chosen = _pick(plant, m)
@@ -44,6 +47,14 @@ def serve(plant: Plant, m: Station) -> bool:
     if m.chosen:
         return _serve_chosen(plant, m)
     return bool(m.sequence) and _serve_sequence(plant, m, m.sequence[0])
+
+
+def _next_of(plant: Plant, m: Station) -> list[Part]:
+    "As `_pick`, for a plain machine."
+    if m.coming:
+        return [m.coming[0]] if m.coming[0].arrival <= plant.now else []  # it is kept for that one
+    parts = _waiting(plant, m) if m.queue else []
+    return _by_rule(plant, m, parts) if len(parts) > 1 else parts
 
 
 def _serve_chosen(plant: Plant, m: Station) -> bool:

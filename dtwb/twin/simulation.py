@@ -19,7 +19,7 @@ from ..core.distributions import Distribution, quantile
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Order, Source, next_visit, operation_of
-from ..core.schedule import Schedule, ScheduledOperation, gantt_svg
+from ..core.schedule import Schedule, ScheduledOperation, gantt_svg, planned_entries
 from ..core.state import FactoryState, History, copy_state, fold, initial_state
 from ..core.streams import uniforms
 from ..core.trace import Trace
@@ -28,6 +28,7 @@ from dtwb.twin.floor import (
     InspectionRequest,
     Part,
     Plant,
+    Promised,
     Record,
     Station,
     Step,
@@ -38,7 +39,7 @@ from dtwb.twin.floor import (
     truthful,  # noqa: F401
     window_at,
 )
-from .moving import choose, count_kanban, destination, join_movers, line_up_again, move, share
+from .moving import choose, count_kanban, destination, line_up_again, move, share, wait_to_move
 from .rules import RULES, Candidate, find_rule
 from .serving import let_go, serve
 from .stuck import circle, complaints, crowded
@@ -132,7 +133,7 @@ class Simulation:
     ) -> None:
         "Go on until `time`, inclusive."
         plant = self.plant
-        while self.how is None and plant.clock.peek() <= time and _step(self):
+        while self.how is None and plant.clock.next <= time and _step(self):
             pass
         if self.how is None and time > plant.now:
             if self.until is not None and time > self.until:
@@ -152,7 +153,17 @@ class Simulation:
         "Go on to the end."
         while _step(self):
             pass
-        return Run(self.plant.record.trace(), self.factory, self.seed, self.how or "", self.run_id, self.engine)
+        plant = self.plant
+        return Run(
+            plant.record.trace(),
+            self.factory,
+            self.seed,
+            self.how or "",
+            self.run_id,
+            self.engine,
+            plant.disturbances,
+            plant.antithetic,
+        )
 
     def state(self) -> FactoryState:  # the caller's own
         "The state now, with all events of this instant so far."
@@ -277,7 +288,7 @@ def _step(sim: Simulation) -> bool:
     if sim.how is not None:
         return False
     plant, clock, record = sim.plant, sim.plant.clock, sim.plant.record
-    time = clock.peek()
+    time = clock.next
     if sim.until is not None and time > sim.until:
         plant.now = max(plant.now, sim.until)
         return _end(sim, "stopped")
@@ -285,20 +296,14 @@ def _step(sim: Simulation) -> bool:
         plant.now = time
         if record.bus is not None:
             record.publish(before=time)
-    queue = clock._queue
-    while queue and queue[0][0] <= plant.now:
-        clock.step()
-    _tell(sim)
+    clock.call(plant.now)
+    if record.fresh and sim.controller is not None:
+        sim.controller(sim, record.news_of())
     _dispatch(plant)
     if record.fresh and sim.controller is not None:  # a maintenance has just started
         clock.at(plant.now, nothing)
     show_statuses(plant)
     return _goes_on(sim)
-
-
-def _tell(sim: Simulation) -> None:
-    if sim.controller is not None and sim.plant.record.fresh:
-        sim.controller(sim, sim.plant.record.news_of())
 
 
 def _goes_on(sim: Simulation) -> bool:
@@ -337,12 +342,15 @@ def _is_saved(sim: Simulation, how: str) -> bool:
 
 # %% ../../nbs/twin/00_simulation.ipynb #61423d46
 def _dispatch(plant: Plant) -> None:
-    look = _serve_all if plant.look_at_all else _serve_marked
     plant.marked |= plant.patient
-    look(plant)
-    while plant.movers and move(plant):
+    while True:
+        if plant.look_at_all:
+            _serve_all(plant)
+        else:
+            _serve_marked(plant)
+        if not (plant.awaited and move(plant)):
+            return
         plant.marked |= plant.patient
-        look(plant)
 
 
 def _serve_marked(plant: Plant) -> None:
@@ -472,13 +480,14 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
     groups, plant.leave = _checked(plant, schedule)
     plant.planned = True
     _wipe(plant)
-    for (machine, _), group in groups.items():
+    for (machine, *_), group in groups.items():
         m = plant.station[machine]
         job, visit = group.keys[0]
         group.load = plant.steps[plant.parts[job].job.product, operation_of(visit)].ways[m].load
         m.sequence.append(group)
         m.load += group.load
         plant.plan.update((key, (m, group)) for key in group.keys)
+    _promise(plant, schedule)
     for part in plant.parts.values():
         if part.moving:
             line_up_again(plant, part)
@@ -486,9 +495,22 @@ def _take_up(plant: Plant, schedule: Schedule) -> None:
             _redirect(plant, part)
 
 
+def _promise(plant: Plant, schedule: Schedule) -> None:
+    "The order in which the plan lets parts take the places of its buffers."
+    rows = tuple(row for row in schedule.rows if (row.job, row.operation) in plant.plan)
+    outside = {id for id, part in plant.parts.items() if part.place == "entry" and part.target is None}
+    for buffer, entries in planned_entries(Schedule(rows), plant.factory, outside).items():
+        position = {(entry.job, entry.operation): k for k, entry in enumerate(entries)}
+        room = [entry.room for entry in entries]
+        plant.places[buffer].promised = Promised(position, room, [True] * len(entries))
+        plant.calling |= plant.places[buffer].mask
+
+
 def _wipe(plant: Plant) -> None:
     "No plan, and no choice."
     plant.plan = {}
+    for places in plant.places.values():
+        places.promised = None
     for m in plant.stations:
         m.sequence, m.coming, m.load = [], [], 0
         m.queue.clear()
@@ -529,12 +551,12 @@ def _redirect(plant: Plant, part: Part) -> None:
     else:
         part.ready = part.left + plant.travel(part.origin, target.id)
         part.target, part.direct = None, None
-        join_movers(plant, part)
+        wait_to_move(plant, part)
 
 # %% ../../nbs/twin/00_simulation.ipynb #3ab1aa61
-def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], Group], dict]:
+def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float, str], Group], dict]:
     "What is to be done by the plan: (machine, start) -> who starts together; and (job, visit) -> leave."
-    groups: dict[tuple[str, float], Group] = {}
+    groups: dict[tuple[str, float, str], Group] = {}
     leave: dict[tuple[str, str], float | None] = {}
     for row in schedule.rows:
         leave[row.job, row.operation] = row.leave
@@ -543,7 +565,8 @@ def _checked(plant: Plant, schedule: Schedule) -> tuple[dict[tuple[str, float], 
             continue
         if part.on is not None and not part.moving and part.visit == row.operation:  # under way
             continue
-        group = groups.setdefault((row.machine, row.start), Group([], row.start))
+        alone = row.job if plant.station[row.machine].capacity > 1 else ""
+        group = groups.setdefault((row.machine, row.start, alone), Group([], row.start))
         group.keys.append((row.job, row.operation))
         _check_batch(plant, row, group)
     return groups, leave
@@ -596,6 +619,8 @@ class Run:
     how: str  # it ended: finished, stopped, or deadlock and who waits for whom
     id: str = "run"
     engine: str = "simpy"
+    disturbances: bool = True
+    antithetic: bool = False
 
     @property
     def events(self) -> list[Event]:  # in the agreed order
@@ -618,7 +643,7 @@ class Run:
         "The key figures; see `twin.kpis`."
         from dtwb.twin.kpis import kpis
 
-        return kpis(self.events, self.factory)
+        return kpis(self.trace, self.factory)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -676,25 +701,32 @@ def simulate(
     run: str = "run",  # its id
     record_sensors: bool = False,  # readings after each operation of a machine that has sensors, or wears
     stop: Callable[[], Any] | None = None,  # asked at each instant whether to stop
+    engine: str = "auto",  # simpy, fast, or auto: the fast one where it can do what is asked
     antithetic: bool = False,  # 1 - u for every random number u
     record: bool = True,  # False: counts only
     max_jobs: int = 100_000,  # in the plant, or waiting to come in
 ) -> Run:
     "Let the factory work: by a plan, or by a dispatching rule."
-    return Simulation(
-        factory,
-        schedule,
-        rule=rule,
-        seed=seed,
-        until=until,
-        disturbances=disturbances,
-        inspect=inspect,
-        controller=controller,
-        bus=bus,
-        run=run,
-        record_sensors=record_sensors,
-        stop=stop,
-        antithetic=antithetic,
-        record=record,
-        max_jobs=max_jobs,
-    ).run()
+    from dtwb.twin.fast import FastSimulation, why_not_fast  # it stands on this notebook
+
+    settings = {
+        "rule": rule,
+        "seed": seed,
+        "until": until,
+        "disturbances": disturbances,
+        "inspect": inspect,
+        "controller": controller,
+        "bus": bus,
+        "run": run,
+        "record_sensors": record_sensors,
+        "stop": stop,
+        "antithetic": antithetic,
+        "record": record,
+        "max_jobs": max_jobs,
+    }
+    if engine not in ("auto", "simpy", "fast"):
+        raise SimulationError(f"there is no engine {engine!r}", "engine", "engines: auto, simpy, fast")
+    why = "simpy was asked for" if engine == "simpy" else why_not_fast(factory, schedule, **settings)
+    if engine == "fast" and why:
+        raise SimulationError(f"the fast engine cannot do this: {why}", "engine", "take auto, or simpy")
+    return (Simulation if why else FastSimulation)(factory, schedule, **settings).run()

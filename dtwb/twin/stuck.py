@@ -10,7 +10,7 @@ from collections import Counter
 
 from ..core.errors import SimulationError
 from .floor import Part, Plant, Station
-from .moving import destination, in_stock
+from .moving import destination, in_stock, is_in_turn
 
 # %% ../../nbs/twin/09_stuck.ipynb #3d199525
 def circle(plant: Plant, m: Station) -> str:  # empty: somebody can still help
@@ -51,6 +51,8 @@ def _who_could_help(plant: Plant, part: Part, seen: set[Part]) -> list[Station] 
     m = part.towards
     if not part.moving or m is None or part.goes > plant.now:
         return None
+    if m.places is not None and not is_in_turn(m.places, part):
+        return None
     seen.add(part)
     found = [m]
     if m.places is not None and len(m.places.taken) >= m.places.capacity:
@@ -81,6 +83,8 @@ def _what_it_waits_for(plant: Plant, part: Part) -> str:
         if m.kanban is not None and m.kanbans >= m.kanban:
             return f"a kanban of {m.id}"
         others = ", ".join(sorted(p.job.id for p in (m.places.taken if m.places is not None else ())))
+        if m.places is not None and not is_in_turn(m.places, part):
+            return f"its turn to take a place in {m.spec.buffer}"
         return f"a place in {m.spec.buffer}, which is taken by {others}"
     if not in_stock(plant, [part]) and part.step is not None:
         return " and ".join(f"{id} (stock {plant.stock[id]:g})" for id in part.step.spec.materials)

@@ -19,23 +19,24 @@ from ..core.events import MachineStatus
 from ..core.factory import next_visit
 from ..core.streams import generator
 from .floor import InspectionRequest, Part, Piece, Plant, Station, Step, Verdict
-from .moving import count_kanban, forget_choice, give_up_place, take_off, wait_to_move
+from .moving import comes_in, count_kanban, forget_choice, give_up_place, take_off, wait_to_move
 
 # %% ../../nbs/twin/06_working.ipynb #14943611
 def begin(plant: Plant, m: Station, parts: list[Part]) -> bool:  # True
     "Take the parts up and work on them."
-    duration = 0.0
+    lasts = 0.0
     for part in parts:
         step = part.step
         assert step is not None
         if step.needs:
             _consume(plant, step)
         way = step.ways[m]
-        duration = max(duration, way.mean if way.draws is None else way.draws.next())
+        lasts = max(lasts, way.mean if way.draws is None else way.draws.next())
         if part.buffer is not None:
             give_up_place(plant, part)
         if part.free:
-            forget_choice(part)
+            if part.load:
+                forget_choice(part)
             if part.direct is None:
                 m.queue.pop(part, None)
             else:
@@ -45,9 +46,10 @@ def begin(plant: Plant, m: Station, parts: list[Part]) -> bool:  # True
             count_kanban(plant, part, m)
         if plant.plan:
             _off_the_plan(plant, part)
-    piece = Piece(parts, duration, duration)
+    piece = Piece(parts, lasts, lasts)
     m.pieces.append(piece)
-    m.chosen = []
+    if m.chosen:
+        m.chosen = []
     run(plant, m, piece)
     return True
 
@@ -62,28 +64,29 @@ def _off_the_plan(plant: Plant, part: Part) -> None:
 
 def run(plant: Plant, m: Station, piece: Piece) -> None:
     "Start a piece of work, or go on with it."
-    now = plant.now
+    now = piece.started = plant.now
     for part in piece.parts:
         plant.note((ev.OperationStarted, now, m.id, part.job.id, part.visit))
-    piece.started = now
     piece.token += 1
+    end = now + piece.remaining
     first, m.running = not m.running, True
     if first:
         m.run_start = now
         m.token += 1
     if m.capacity > 1:
-        plant.clock.at(now + piece.remaining, finish, plant, m, piece, piece.token)
+        plant.clock.at(end, finish, plant, m, piece, piece.token)
         if first:
             _plan_a_stop(plant, m, math.inf)
     elif not (m.by_work or m.pauses) or not _plan_a_stop(plant, m, piece.remaining):
-        plant.clock.at(now + piece.remaining, finish, plant, m, piece, piece.token)
+        plant.clock.at(end, finish, plant, m, piece, piece.token)
 
 
 def _plan_a_stop(plant: Plant, m: Station, lasts: float) -> bool:
     "A failure, or the end of a shift, if that comes first; whether it does."
     now, left = plant.now, math.inf
     for k in m.by_work:
-        left = min(left, m.left[k])
+        if m.left[k] < left:
+            left = m.left[k]
     closes = m.window[1] if m.pauses else math.inf
     if closes < now + lasts - 1e-9 and closes <= now + left:
         plant.clock.at(closes, _pause, plant, m, m.token, late=True, live=m.capacity == 1)
@@ -103,7 +106,6 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     if not m.pieces:
         _stop(m, piece.remaining if m.capacity == 1 else now - m.run_start)
     m.since_maintenance += piece.duration
-    plant.touched |= m.bit
     for part in piece.parts:
         visit, step = part.visit, part.step
         assert step is not None
@@ -118,10 +120,7 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
         m.holds.append(part)
         if m.wears or part.defects or part.mends is not None:
             _spoil(plant, m, part, visit, step)
-        if step.spec.produces:
-            for material, quantity in step.spec.produces.items():
-                deliver(plant, material, quantity)
-        if step.spec.inspection is None or _passes(plant, m, part, visit, step):
+        if step.plain or _goes_on(plant, m, part, visit, step):
             if part.step is not None:
                 wait_to_move(plant, part)
             else:
@@ -130,11 +129,20 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
         _wear(plant, m, piece.duration)
     if m.cares:
         _ask_for_care(plant, m)
-    plant.marked |= m.mask
+    plant.touched |= m.bit
+    if len(m.holds) < m.capacity or m.wanted is not None or m.mask != m.bit:
+        plant.marked |= m.mask
     if m.by_work and not m.running:
         k = min(m.by_work, key=m.left.__getitem__) if len(m.by_work) > 1 else m.by_work[0]
         if m.left[k] <= 1e-9:
             fail(plant, m, k)
+
+
+def _goes_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bool:
+    "What the operation produces is there; and whether the part passes its inspection."
+    for material, quantity in step.spec.produces.items():
+        deliver(plant, material, quantity)
+    return step.spec.inspection is None or _passes(plant, m, part, visit, step)
 
 
 def _stop(m: Station, worked: float) -> None:
@@ -351,6 +359,8 @@ def _unplan(plant: Plant, part: Part) -> None:
     for visit in part.todo if plant.plan else ():
         if planned := plant.plan.pop((part.job.id, visit), None):
             m, group = planned
+            if m.places is not None:
+                comes_in(plant, m.places, (part.job.id, visit), False)
             group.keys.remove((part.job.id, visit))
             if not group.keys:
                 m.sequence.remove(group)
@@ -454,9 +464,15 @@ def _maintained(plant: Plant, m: Station) -> None:
 # %% ../../nbs/twin/06_working.ipynb #edfabe25
 def show_statuses(plant: Plant) -> None:
     "Say so where a status has changed."
-    for m in plant.stations if plant.look_at_all else plant.all_of(plant.touched):
-        show(plant, m, status(plant, m))
-    plant.touched = 0
+    touched, plant.touched = plant.touched, 0
+    if plant.look_at_all:
+        touched = (1 << len(plant.stations)) - 1
+    while touched:
+        bit = touched & -touched
+        touched ^= bit
+        m = plant.stations[bit.bit_length() - 1]
+        if (new := status(plant, m)) is not m.status:
+            show(plant, m, new)
 
 
 def status(plant: Plant, m: Station) -> MachineStatus:
@@ -475,12 +491,12 @@ def status(plant: Plant, m: Station) -> MachineStatus:
     return MachineStatus.IDLE
 
 
+_WORDS = {status: status.value for status in MachineStatus}
 _RUNNING, _BLOCKED, _STARVED = MachineStatus.RUNNING, MachineStatus.BLOCKED, MachineStatus.STARVED
 
 
 def show(plant: Plant, m: Station, new: MachineStatus) -> None:
-    if new is not m.status:
-        plant.note((ev.MachineStatusChanged, plant.now, m.id, m.status.value, new.value))
-        m.status = new
-        if new is _BLOCKED:
-            plant.jams.append(m)
+    plant.note((ev.MachineStatusChanged, plant.now, m.id, _WORDS[m.status], _WORDS[new]))
+    m.status = new
+    if new is _BLOCKED:
+        plant.jams.append(m)
