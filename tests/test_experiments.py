@@ -15,7 +15,14 @@ from dtwb.core.events import MachineStatusChanged
 from dtwb.core.factory import Factory, parse_factory
 from dtwb.twin.bottleneck import active_periods, bottleneck_shares
 from dtwb.twin.changes import Change, Scenario, find_places, load_scenarios, save_scenarios, value_at
-from dtwb.twin.replications import antithetic_gain, antithetic_interval, common_luck_gain, enough_replications, mean_interval, mser5
+from dtwb.twin.replications import (
+    antithetic_gain,
+    antithetic_interval,
+    common_luck_gain,
+    enough_replications,
+    mean_interval,
+    mser5,
+)
 from dtwb.twin.scenarios import compare, comparison_sentence, holm, paired_differences, replicate, verdicts
 from dtwb.twin.selection import select_best, select_by_kn
 from dtwb.twin.simulation import simulate
