@@ -36,7 +36,7 @@ chromium:
 	  && { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1; } \
 	  || echo "No Chromium: the browser tests will be skipped (Debian: apt-get install chromium)"
 
-peers: ## what the scheduling benchmarks compare with, each in a venv of its own below .venv-peers
+peers: ## what the benchmarks compare with, each in a venv of its own below .venv-peers
 	@grep -v '^#' nbs/benchmarks/peers.txt | while read -r pins; do at=.venv-peers/$${pins%%==*}; \
 	  test -x $$at/bin/python || $(PYTHON) -m venv $$at && $$at/bin/pip install -q --disable-pip-version-check $$pins || exit 1; done
 

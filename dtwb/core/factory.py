@@ -154,7 +154,7 @@ class Buffer(_Model):
     capacity: int = Field(ge=0)  # 0: parts go straight from machine to machine
     position: Position | None = None  # m
 
-# %% ../../nbs/core/30_factory.ipynb #efc1f9d9
+# %% ../../nbs/core/30_factory.ipynb #0b44836a
 class Reorder(_Model):
     "When stock and what is on order are at `point` or below, `quantity` is ordered."
 
@@ -172,7 +172,7 @@ class Material(_Model):
     reorder: Reorder | None = None
     cost: Rate = 0.0  # money per unit
 
-# %% ../../nbs/core/30_factory.ipynb #25ee74d2
+# %% ../../nbs/core/30_factory.ipynb #ce521bd2
 class Battery(_Model):
     "Of a vehicle: it goes to charge when what is left is down to the reserve."
 
@@ -214,7 +214,11 @@ class Transport(_Model):
     vehicles: Fleet | None = None  # None: whatever has to move moves at once
     conveyors: tuple[Conveyor, ...] = ()
 
-# %% ../../nbs/core/30_factory.ipynb #624e481c
+    @cached_property
+    def _belts(self) -> dict[tuple[str, str], Conveyor]:
+        return {(belt.origin, belt.destination): belt for belt in self.conveyors}
+
+# %% ../../nbs/core/30_factory.ipynb #3d0c2f0d
 VIBRATION = Sensor(id="vibration", unit="mm/s", new=1.0, worn=5.0, noise=0.2)
 
 
@@ -272,7 +276,7 @@ class Order(_Model):
     due: Seconds | None = None
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
-# %% ../../nbs/core/30_factory.ipynb #d4083529
+# %% ../../nbs/core/30_factory.ipynb #9f292422
 class Source(_Model):
     "A stream of orders of one job each."
 
@@ -297,7 +301,7 @@ class Release(_Model):
             raise ValueError("'conwip' and 'wip' go together")
         return self
 
-# %% ../../nbs/core/30_factory.ipynb #1c2e5cd9
+# %% ../../nbs/core/30_factory.ipynb #5109320b
 class Crew(_Model):
     "Who repairs and maintains."
 
@@ -344,7 +348,7 @@ class Factory(_Model):
     orders: tuple[Order, ...] = ()
     sources: tuple[Source, ...] = ()
     release: Release = Release()
-    tariff: tuple[tuple[Seconds, Number], ...] = ()  # (from s of the day, price of a kWh), every day
+    tariff: tuple[tuple[Seconds, Rate], ...] = ()  # (from s of the day, price of a kWh), every day
     costs: Costs = Costs()
 
     @field_validator("*", mode="after")
@@ -483,15 +487,21 @@ def jobs_of(order: Order) -> Iterator[Job]:
 
 
 def travel_time(factory: Factory, origin: str, destination: str) -> float:
-    "By `transport.times` where given, else straight over the floor; no time at all from a place to itself."
+    "By conveyor, or as `transport.times` says, or straight over the floor; no time at all from a place to itself."
     if origin == destination:
         return 0.0
-    given = factory.transport.times.get(origin, {}).get(destination)
-    if given is not None:
-        return given
-    places = {"entry": factory.entry, "exit": factory.exit}
-    a, b = (places[p] if p in places else factory.machine(p).position for p in (origin, destination))
-    return math.dist(a[:2], b[:2]) / factory.transport.speed + factory.transport.handling
+    transport, fleet = factory.transport, factory.transport.vehicles
+    belt = transport._belts.get((origin, destination))
+    if belt is not None:
+        return belt.time
+    run = transport.times.get(origin, {}).get(destination)
+    if run is not None and fleet is None:
+        return run
+    if run is None:
+        places = {"entry": factory.entry, "exit": factory.exit}
+        a, b = (places[p] if p in places else factory.machine(p).position for p in (origin, destination))
+        run = math.dist(a[:2], b[:2]) / (fleet or transport).speed
+    return run + (fleet.loading + fleet.unloading if fleet else transport.handling)
 
 
 def setup_time(
@@ -542,7 +552,7 @@ def next_open(
             return windows[0][0]
         reach *= 2
 
-# %% ../../nbs/core/30_factory.ipynb #77d11b47
+# %% ../../nbs/core/30_factory.ipynb #9e7aa87a
 def energy_price(
     factory: Factory,
     time: float,  # s
@@ -579,6 +589,10 @@ def _check_machines(factory: Factory) -> Iterator[tuple[str, str]]:
     for room in ("crews", "operators"):
         for who in getattr(factory, room):
             yield from _unknown(f"{room}.{who.id}.calendar", "calendar", who.calendar, ids["calendars"])
+    skills = {skill for operator in factory.operators for skill in operator.skills}
+    for operator in factory.operators:
+        if operator.id in skills:
+            yield f"operators.{operator.id}", "this is the name of a skill, too"
     yield from _check_transport(factory)
 
 
@@ -614,6 +628,33 @@ def _check_transport(factory: Factory) -> Iterator[tuple[str, str]]:
             yield at, "it is there twice" if count > 1 else "it leads to where it comes from"
 
 
+def _check_battery(factory: Factory) -> Iterator[tuple[str, str]]:
+    "A vehicle that leaves its home with a full battery comes back from wherever it is sent."
+    fleet = factory.transport.vehicles
+    if fleet is None or fleet.battery is None:
+        return
+    places = {"entry": factory.entry, "exit": factory.exit} | {m.id: m.position for m in factory.machines}
+    trips = {pair for product in factory.products for pair in _moves(product)}
+    for a, b in sorted(trips):
+        legs = pairwise((fleet.home[:2], places[a][:2], places[b][:2], fleet.home[:2]))
+        run = sum(math.dist(p, q) for p, q in legs) / fleet.speed
+        if run > fleet.battery.range:
+            what = f"{fleet.battery.range:g} s of driving are too few from home to {a}, {b} and back: {run:.4g} s"
+            yield "transport.vehicles.battery.range", what
+            return
+
+
+def _moves(product: Product) -> Iterator[tuple[str, str]]:
+    "From where to where its parts may be carried."
+    machines = {"entry": ["entry"], "exit": ["exit"]}
+    machines |= {operation.id: [mode.machine for mode in operation.modes] for operation in product.operations}
+    steps = [("entry", *(operation.id for operation in route(product)), "exit")]
+    hops = [hop for step in steps for hop in pairwise(step)]
+    if product.routing is not None:
+        hops = [(here, there) for here, row in product.routing.items() for there in row]
+    yield from ((a, b) for here, there in hops for a in machines[here] for b in machines[there])
+
+
 def _check_product(factory: Factory, product: Product) -> Iterator[tuple[str, str]]:
     names = [operation.id for operation in product.operations]
     here = f"products.{product.id}.operations"
@@ -634,7 +675,7 @@ def _check_product(factory: Factory, product: Product) -> Iterator[tuple[str, st
         for target in (operation.inspection.rework if operation.inspection else {}).values():
             yield from _unknown(f"{at}.inspection.rework", "operation", target, names)
 
-# %% ../../nbs/core/30_factory.ipynb #48b67a8a
+# %% ../../nbs/core/30_factory.ipynb #c2d7ccae
 def _check_needs(factory: Factory, operation: Operation) -> Iterator[str]:
     "Whether there are as many operators with these skills, each of whom can do one thing at a time."
     known = sorted({skill for operator in factory.operators for skill in operator.skills})
@@ -693,7 +734,7 @@ def _check_routing(product: Product) -> Iterator[tuple[str, str]]:
         if operation.inspection and operation.inspection.rework:
             yield f"{where}.inspection.rework", "where 'routing' says what comes next, nothing is sent back"
 
-# %% ../../nbs/core/30_factory.ipynb #22ee3744
+# %% ../../nbs/core/30_factory.ipynb #c4714aaa
 def _check_closing(factory: Factory) -> Iterator[tuple[str, str]]:
     "Work that no shift is long enough for."
     for product in factory.products:
@@ -716,11 +757,18 @@ def _check_orders(factory: Factory) -> Iterator[tuple[str, str]]:
         if order.due is not None and order.due < order.release:
             yield f"orders.{order.id}.due", f"{order.due:g} s is before its release at {order.release:g} s"
         for source in factory.sources:
-            if order.id.startswith(f"{source.id}-"):
-                yield f"orders.{order.id}", f"ids that begin with {source.id}- belong to the source {source.id!r}"
+            yield from _clash(f"orders.{order.id}", order.id, source)
     for source in factory.sources:
         for product in source.products:
             yield from _unknown(f"sources.{source.id}.products", "product", product, products)
+        for other in factory.sources:
+            if other.id != source.id:
+                yield from _clash(f"sources.{source.id}", source.id, other)
+
+
+def _clash(where: str, id: str, source: Source) -> Iterator[tuple[str, str]]:
+    if id == source.id or id.startswith(f"{source.id}-"):
+        yield where, f"the ids {source.id} and {source.id}-... belong to what the source {source.id!r} makes"
 
 
 def _check_tariff(factory: Factory) -> Iterator[tuple[str, str]]:
@@ -759,7 +807,7 @@ def _check(factory: Factory) -> list[tuple[str, str]]:
         findings = list(_check_product(factory, product))
         found += findings or list(_check_routes(factory, product))
     if not found:
-        found += _check_closing(factory)
+        found += [*_check_closing(factory), *_check_battery(factory)]
     return [*found, *_check_orders(factory), *_check_tariff(factory)]
 
 # %% ../../nbs/core/30_factory.ipynb #1577c13a
@@ -858,15 +906,20 @@ def factory_html(factory: Factory) -> str:
     "A factory as a drawing of its floor and a table of its machines."
     rows = "".join(
         f"<tr><td>{m.id}</td><td>{escape(m.kind)}</td><td>{', '.join(f'{x:g}' for x in m.position)}</td>"
-        f"<td>{m.calendar or 'always'}</td><td>{m.buffer or ''}</td><td>{m.batch_capacity}</td>"
-        f"<td>{f'{m.failure.mtbf.mean / 3600:.3g} / {m.failure.mttr.mean / 3600:.2g}' if m.failure else ''}</td>"
+        f"<td>{m.calendar or 'always'}</td><td>{m.buffer or ''}</td><td>{max(m.batch_capacity, m.capacity)}</td>"
+        f"<td>{'<br>'.join(f'{f.mtbf.mean / 3600:.3g} / {f.mttr.mean / 3600:.2g}' for f in m.failure_modes)}</td>"
         f"<td>{', '.join(m.degradation.defects) if m.degradation else ''}</td><td>{'yes' if m.camera else ''}</td></tr>"
         for m in factory.machines
     )
-    heads = "machine,kind,position (m),open,buffer,batch,MTBF / MTTR (h),defects,camera".split(",")
+    heads = "machine,kind,position (m),open,buffer,at once,MTBF / MTTR (h),defects,camera".split(",")
     head = "".join(f"<th>{name}</th>" for name in heads)
     counts = {name: len(getattr(factory, name)) for name in ("machines", "products", "orders")}
-    what = ", ".join(f"{n} {name}" for name, n in (counts | {"jobs": len(factory.jobs())}).items())
+    counts |= {
+        "jobs": len(factory.jobs()),
+        "vehicles": factory.transport.vehicles.size if factory.transport.vehicles else 0,
+    }
+    counts |= {name: len(getattr(factory, name)) for name in ("sources", "materials", "operators", "crews")}
+    what = ", ".join(f"{n} {name}" for name, n in counts.items() if n or name in ("orders", "jobs"))
     return (
         f"<h4>{factory.name}</h4><p>{escape(factory.description)}</p><p>{what}</p>{_floor(factory)}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

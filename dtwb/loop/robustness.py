@@ -26,7 +26,7 @@ from ..core.factory import Factory
 from ..core.parallel import pmap, spawn_seeds
 from ..core.schedule import OKABE_ITO, Schedule
 from .closed_loop import unlock
-from ..scheduling.problem import REGULAR, Objective, Problem, ProblemMode, Solution, verify
+from ..scheduling.problem import REGULAR, Objective, Problem, ProblemMode, Solution, machine_of, verify
 from ..scheduling.rules import best_rule, follow
 from ..scheduling.solve import solve
 from ..twin.simulation import simulate
@@ -234,7 +234,7 @@ def downtime_share(
 ) -> float:  # s of downtime for each second of work
     "How long `machine` is expected to be down for failures and preventive maintenance."
     spec = factory.machine(machine)
-    share = spec.failure.mttr.mean / spec.failure.mtbf.mean if spec.failure else 0.0
+    share = sum(mode.mttr.mean / mode.mtbf.mean for mode in spec.failure_modes)
     care = spec.maintenance
     return share + (care.duration.mean / care.every if care is not None and care.every else 0.0)
 
@@ -262,7 +262,7 @@ def slowed(
     if where not in ("all", "bottleneck"):
         raise ScheduleError(f"there is no such place for slack: {where!r}", how="all or bottleneck")
     chosen = bottlenecks(problem) if where == "bottleneck" else set(range(len(problem.machines)))
-    shares = [downtime_share(factory, m.id) if i in chosen else 0.0 for i, m in enumerate(problem.machines)]
+    shares = [downtime_share(factory, machine_of(m.id)) if i in chosen else 0.0 for i, m in enumerate(problem.machines)]
 
     def longer(job: Any, k: int, operation: Any) -> Any:
         waits = k + 1 < len(job.operations) and job.operations[k + 1].max_wait is not None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
-from .arrays import kernel
 from .decoder import Decoder, decode, value_on
 from .generators import covers
 from .placing import EARLIEST, MODES, START, STARTED, wipe

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
-from .arrays import PAUSE, kernel
+from .arrays import PAUSE
 from .generators import Desk, longest, solution_on
 from dtwb.scheduling.placing import (
     AFTER,

@@ -15,9 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
 from ..core.schedule import Schedule
-from .arrays import NEVER, Arrays, kernel, to_arrays
+from .arrays import NEVER, Arrays, to_arrays
 from dtwb.scheduling.placing import (
     AFTER,
     BEFORE,

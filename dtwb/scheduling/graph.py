@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
-from .arrays import kernel, to_arrays
+from .arrays import to_arrays
 from .problem import Problem
 
 # %% ../../nbs/scheduling/28_graph.ipynb #2af54d4f

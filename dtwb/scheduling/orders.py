@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule
@@ -30,7 +31,6 @@ from dtwb.scheduling.annealing import (
     first_or_rule,
     shift_entry,
 )
-from .arrays import kernel
 from dtwb.scheduling.decoder import (
     ENERGY_COST,
     FLOW_TIME,

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrays import FIT, NEVER, OVERRUN, kernel, to_arrays
+from ..core.compiled import kernel
+from .arrays import FIT, NEVER, OVERRUN, to_arrays
 from .problem import Problem
 
 # %% ../../nbs/scheduling/08_placing.ipynb #dfac3ada

@@ -6,8 +6,8 @@
 __all__ = ['ENTRY', 'CLOSINGS', 'FARTHEST', 'OBJECTIVES', 'REGULAR', 'Terms', 'ProblemMode', 'ProblemOperation', 'ProblemJob',
            'ProblemMachine', 'ProblemBuffer', 'ProblemMaterial', 'ProblemResource', 'Problem', 'longest_gap', 'horizon',
            'check_problem', 'Objective', 'is_regular', 'check_objective', 'Stability', 'term_values', 'objective_value',
-           'weights_of', 'energy_cost', 'change_cost', 'planned', 'Solution', 'schedule_rows', 'problem_html',
-           'solution_html', 'verify', 'violations']
+           'weights_of', 'energy_cost', 'change_cost', 'planned', 'Solution', 'machine_of', 'schedule_rows',
+           'problem_html', 'solution_html', 'verify', 'violations']
 
 # %% ../../nbs/scheduling/00_problem.ipynb #38c6b95c
 import math
@@ -809,13 +809,31 @@ def planned(
         return {}
     numbers = {machine.id: m for m, machine in enumerate(problem.machines)}
     rows = {(row.job, row.operation): row for row in reference.rows}
-    found = {}
+    found, several = {}, any("#" in id for id in numbers)
     for o, (j, k) in enumerate(problem.operations):
         row = rows.get((problem.jobs[j].id, problem.jobs[j].operations[k].name))
         if row and row.machine in numbers and not problem.is_started(o):
             start = max(0, math.ceil((row.start - problem.origin) / problem.tick - 1e-9))
             found[o] = numbers[row.machine], start
-    return found
+    return _on_servers(problem, found) if several else found
+
+
+def _on_servers(problem: Problem, found: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    "A plan names machines, not their servers: each operation takes the one that is free first."
+    servers: dict[str, dict[int, int]] = defaultdict(dict)  # machine -> its numbers, and when each is free
+    for m, machine in enumerate(problem.machines):
+        servers[machine_of(machine.id)][m] = 0
+    for o, (j, k) in enumerate(problem.operations):
+        if problem.is_started(o):
+            (mode,) = problem.jobs[j].operations[k].modes
+            servers[machine_of(problem.machines[mode.machine].id)][mode.machine] = mode.duration
+    spread = {}
+    for o, (m, start) in sorted(found.items(), key=lambda item: item[1][1]):
+        free = servers[machine_of(problem.machines[m].id)]
+        server = min((n for n in free if problem.duration(o, n) is not None), key=free.__getitem__, default=m)
+        free[server] = start + (problem.duration(o, server) or 0)
+        spread[o] = server, start
+    return {o: spread[o] for o in found}
 
 # %% ../../nbs/scheduling/00_problem.ipynb #bc4db5d2
 @dataclass(frozen=True, repr=False)
@@ -882,6 +900,11 @@ class Solution:
         return solution_html(self)
 
 
+def machine_of(server: str) -> str:
+    "The machine that a server is one of: press#2 -> press."
+    return server.partition("#")[0]
+
+
 def schedule_rows(solution: Solution) -> Iterator[ScheduledOperation]:
     "A row for each operation that has not started; `leave` only where a part may have to wait for a place."
     p = solution.problem
@@ -897,7 +920,7 @@ def schedule_rows(solution: Solution) -> Iterator[ScheduledOperation]:
         yield ScheduledOperation(
             p.jobs[j].id,
             p.jobs[j].operations[k].name,
-            p.machines[solution.machines[o]].id,
+            machine_of(p.machines[solution.machines[o]].id),
             seconds(solution.starts[o]),
             seconds(solution.ends[o]),
             seconds(solution.leaves[o]) if waits else None,

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.compiled import kernel
 from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule
-from .arrays import NEVER, kernel, to_arrays
+from .arrays import NEVER, to_arrays
 from dtwb.scheduling.graph import (
     Graph,
     Selection,

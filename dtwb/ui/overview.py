@@ -25,12 +25,12 @@ from fastcore.basics import patch
 from ..core.errors import DtwbError, FactoryError, StoreError
 from ..core.events import Event
 from ..core.factory import Factory, load_factory
+from ..core.schedule import STATUS_COLORS
 from ..store.database import Store
 from ..store.runs import Run
 from ..twin.kpis import UNITS, executed, kpis, status_intervals
 from . import parts
 from dtwb.ui.shell import (
-    STATUS_COLORS,
     ago,
     badge_html,
     clock,

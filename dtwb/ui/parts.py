@@ -26,8 +26,8 @@ from bokeh.models import AdaptiveTicker, NumeralTickFormatter, Plot, Range1d
 from ..core import events as ev
 from ..core.errors import StoreError
 from ..core.events import Event
-from ..core.schedule import OKABE_ITO
-from .shell import STATUS_COLORS, clock
+from ..core.schedule import OKABE_ITO, STATUS_COLORS
+from .shell import clock
 
 # %% ../../nbs/ui/10_parts.ipynb #d7d52172
 def plans(
