@@ -2353,6 +2353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.fast.setup_for': ('twin/fast.html#setup_for', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.show': ('twin/fast.html#show', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.show_all': ('twin/fast.html#show_all', 'dtwb/twin/fast.py'),
+                                'dtwb.twin.fast.sort_many': ('twin/fast.html#sort_many', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.spoil': ('twin/fast.html#spoil', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.stands_before': ('twin/fast.html#stands_before', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.stands_ready': ('twin/fast.html#stands_ready', 'dtwb/twin/fast.py'),

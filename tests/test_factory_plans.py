@@ -5,10 +5,11 @@ import random
 import pytest
 
 from dtwb.core.factory import Factory, parse_factory
-from dtwb.scheduling.problem import Problem, verify
+from dtwb.scheduling.problem import Problem, verify, violations
+from dtwb.scheduling.rescheduling import right_shifted
 from dtwb.scheduling.rules import dispatch, policies
 from dtwb.scheduling.solve import solve
-from dtwb.twin.simulation import simulate
+from dtwb.twin.simulation import Simulation, executed_schedule, simulate
 
 
 def plant(seed: int, rich: bool = True) -> Factory:
@@ -122,3 +123,22 @@ def test_no_delay_locks_up_a_plan(seed):
     plan = dispatch(problem, policies(problem)[seed % 4]).schedule
     for luck in range(3):
         assert simulate(factory, plan, seed=luck).how == "finished"
+
+
+@pytest.mark.parametrize("seed", [7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19])
+def test_any_moment_is_read_so_well_that_the_rest_of_the_plan_is_met(seed):
+    "What is under way on which server, what waits for a kanban, what is open for how long."
+    factory = plant(seed)
+    problem = Problem.from_factory(factory)
+    plan = dispatch(problem, policies(problem)[seed % 4]).schedule
+    for share in (0.2, 0.45, 0.7):
+        sim = Simulation(factory, plan, disturbances=False)
+        sim.run_until(round(plan.makespan * share))
+        here = Problem.from_factory(factory, sim.state(), sim.now)
+        rest = right_shifted(here, plan)
+        assert not violations(here, rest)
+        sim.set_schedule(rest.schedule, "again")
+        sim.run_until(1e9)
+        assert sim.how == "finished"
+        done = rows(executed_schedule(sim.events))
+        assert all(done[key][1] <= start + 1e-6 for key, (_, start, _) in rows(rest.schedule).items())

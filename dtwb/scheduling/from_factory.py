@@ -145,7 +145,8 @@ def _windows(reader: _Reader, machine: Machine, end: float, last: float) -> tupl
     seconds = open_windows(calendar, reader.now, end)
     for c, d in breaks:
         seconds = [piece for a, b in seconds for piece in ((a, min(b, c)), (max(a, d), b)) if piece[0] < piece[1]]
-    windows = ((ticks_up(a - reader.now, reader.tick), ticks_up(b - reader.now, reader.tick)) for a, b in seconds)
+    ends = ticks_up if machine.closing == "overrun" else ticks_down  # the last start, or the end of all work
+    windows = ((ticks_up(a - reader.now, reader.tick), ends(b - reader.now, reader.tick)) for a, b in seconds)
     return tuple((a, b) for a, b in windows if a < b)
 
 
