@@ -2755,6 +2755,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dtwb.twin.scene._segments': ('twin/scene.html#_segments', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene._statuses': ('twin/scene.html#_statuses', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene._three': ('twin/scene.html#_three', 'dtwb/twin/scene.py'),
+                                 'dtwb.twin.scene.belts': ('twin/scene.html#belts', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.color_of_product': ('twin/scene.html#color_of_product', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.has_kernel': ('twin/scene.html#has_kernel', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.legend': ('twin/scene.html#legend', 'dtwb/twin/scene.py'),
