@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seed_streams', 'uniform_numbers', 'Blueprint', 'blueprint', 'book_rows', 'lay_out', 'seed_all', 'stock_up']
 
-# %% ../../nbs/twin/07_blueprint.ipynb #2379abbd
+# %% ../../nbs/twin/07_blueprint.ipynb #37900f65
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +20,11 @@ from ..core.distributions import Distribution, quantile
 from ..core.errors import SimulationError
 from ..core.events import MachineStatus
 from ..core.factory import Factory, Machine, Operation, Product, sensors_of, setup_time
-from ..core.schedule import Schedule
+from ..core.schedule import Schedule, planned_entries
 from ..core.streams import generator, within
 from . import cells as C
 
-# %% ../../nbs/twin/07_blueprint.ipynb #8c94fde5
+# %% ../../nbs/twin/07_blueprint.ipynb #e0b4b92c
 _32 = 0xFFFFFFFF
 _COMPILED = not config.DISABLE_JIT
 
@@ -120,7 +120,7 @@ def uniform_numbers(N, F, s, at, n):
         F[at + k] = float(value >> np.uint64(11)) * 2.0**-53
     N[s + C.S_STATE], N[s + C.S_STATE_1] = np.int64(high), np.int64(low)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #dcb9f195
+# %% ../../nbs/twin/07_blueprint.ipynb #3a0ebca0
 def _by_numpy_seeded(seed: int, names: list[tuple[str, str]], N: np.ndarray) -> None:
     for k, (thing, purpose) in enumerate(names):
         state: Any = generator(seed, thing, purpose).bit_generator.state["state"]
@@ -142,7 +142,7 @@ def _by_numpy(N: np.ndarray, F: np.ndarray, s: int, at: int, n: int) -> None:
     state: Any = bits.state["state"]["state"]
     N[s + C.S_STATE : s + C.S_STATE + 2].view(np.uint64)[:] = state >> 64, state & (2**64 - 1)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #9e8cdc8e
+# %% ../../nbs/twin/07_blueprint.ipynb #94d08bd1
 @dataclass(eq=False)
 class Blueprint:
     "A factory, a rule or a plan, and how they are to be run, in numbers."
@@ -209,7 +209,7 @@ class _Book:
             self.margins.append(margin)
         return self.streams[key]
 
-# %% ../../nbs/twin/07_blueprint.ipynb #b97d29fe
+# %% ../../nbs/twin/07_blueprint.ipynb #0b84ec6e
 def blueprint(
     factory: Factory,
     schedule: Schedule | None = None,  # to execute; None: the dispatching rule
@@ -599,15 +599,18 @@ class _Writer:
         products = {j.id: j.product for j in factory.jobs()}
         for id, row in self.job.items():
             book.set(row, J_PLAN=book.take(len(factory.product(products[id]).operations)))
-        groups: dict[tuple[str, float], list[int]] = {}
+        groups: dict[tuple[str, float, str], list[int]] = {}
         for r in schedule.rows:
             operation, job = self.operation[products[r.job], r.operation], self.job[r.job]
-            y = book.set(book.take(C.PLANNED_ROW), Y_JOB=job, Y_OPERATION=operation, Y_LEAVE=float(r.leave or 0.0))
+            y = book.set(
+                book.take(C.PLANNED_ROW), Y_JOB=job, Y_OPERATION=operation, Y_LEAVE=float(r.leave or 0.0), Y_ENTRY=-1
+            )
             if factory.machine(r.machine).buffer is not None:
                 book.set(y, Y_ENTERS=_time_to_enter(r.start, factory.travel_time("entry", r.machine)))
             book.N[book.N[job + C.J_PLAN] + book.N[operation + C.O_PLACE]] = y
-            groups.setdefault((r.machine, r.start), []).append(y)
-        for (machine, start), rows in groups.items():
+            alone = r.job if factory.machine(r.machine).capacity > 1 else ""
+            groups.setdefault((r.machine, r.start, alone), []).append(y)
+        for (machine, start, _), rows in groups.items():
             m, g = self.machine[machine], book.take(C.GROUP)
             operation = int(book.N[rows[0] + C.Y_OPERATION])
             load = next(int(book.N[d + C.D_LOAD]) for d in self.modes_of(operation) if book.N[d + C.D_MACHINE] == m)
@@ -621,6 +624,15 @@ class _Writer:
             book.set(g, G_BEFORE=before)
             book.set(m, M_SEQUENCE_LAST=g, M_LOAD=int(book.N[m + C.M_LOAD]) + load)
             last[m] = g
+
+        for buffer, entries in planned_entries(schedule, factory, self.job).items():
+            at = book.take(C.ENTRY * len(entries))
+            book.set(self.buffers[buffer], B_ENTRIES=len(entries), B_ENTRY=at)
+            for k, entry in enumerate(entries):
+                job, operation = self.job[entry.job], self.operation[products[entry.job], entry.operation]
+                y = int(book.N[book.N[job + C.J_PLAN] + book.N[operation + C.O_PLACE]])
+                book.set(y, Y_ENTRY=k)
+                book.set(at + k * C.ENTRY, T_KEY=y, T_ROOM=entry.room, T_MISSING=1)
 
     def modes_of(self, operation: int) -> list[int]:
         first = int(self.book.N[operation + C.O_MODE])
@@ -692,7 +704,7 @@ def _time_to_enter(start: float, travel: float) -> float:  # s
         time = math.nextafter(time, -math.inf)
     return time
 
-# %% ../../nbs/twin/07_blueprint.ipynb #5ff772f3
+# %% ../../nbs/twin/07_blueprint.ipynb #7be5cba5
 def lay_out(
     cells: np.ndarray,  # a blueprint's, or a block that has become too small
     *,
@@ -710,6 +722,7 @@ def lay_out(
     kept = n if fresh else n + int(old[C.PARTS_MAX]) * size
     N[:kept] = old[:kept]
     N[[C.HEAP, C.NODES, C.LOG, C.DRAWS]] = starts[1:5]
+    N[C.HEAP_ENOUGH] = heap - N[C.HEAP_SLACK] - 1
     N[[C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX, C.DRAWS_MAX]] = parts, heap, nodes, log, int(draws.sum())
     _chain(N, n + int(old[C.PARTS_MAX]) * size, n + parts * size, size, C.PART_FREE, C.PARTS_LEFT)
     if not fresh:
