@@ -387,8 +387,16 @@ def fit_distribution(
         }
     if not scores:
         raise SimulationError(f"{n} durations are too few for {', '.join(candidates)}", "candidates", "add exponential")
-    best = min(scores, key=lambda name: (scores[name][criterion], len(FAMILIES[name].second)))
+    best = _simplest(scores, found, criterion, 3 * sample.values.sum() / n)
     return _judged(sample, best, found[best][0], found[best][1], scores, bootstrap, seed)
+
+
+def _simplest(scores: dict, found: dict, criterion: str, longest: float) -> str:
+    "Of the families that are as good as the best, and whose mean the data can know."
+    known = {name for name in scores if found[name][0] <= longest} or set(scores)
+    lowest = min(scores[name][criterion] for name in known)
+    good = [name for name in known if scores[name][criterion] <= lowest + 2 or not math.isfinite(lowest)]
+    return min(good, key=lambda name: (bool(FAMILIES[name].second), scores[name][criterion], name))
 
 
 def _judged(sample: Sample, family: str, mean: float, second: float, scores: dict, bootstrap: int, seed: int) -> Fit:
