@@ -21,10 +21,10 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part',
            'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release',
            'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation',
-           'check_schedule', 'say_plan', 'fresh', 'make_room', 'sort_many', 'drain', 'word', 'trace_of', 'publish',
-           'mirror', 'give_up']
+           'check_schedule', 'say_plan', 'fresh', 'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of',
+           'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #f6cc3133
+# %% ../../nbs/twin/10_fast.ipynb #76604fbc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +46,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #335beb4c
+# %% ../../nbs/twin/10_fast.ipynb #5d8b771f
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,69 +74,52 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #44e96c5e
+# %% ../../nbs/twin/10_fast.ipynb #dbc3ad52
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
     N[C.LIVE] += live
     N[C.PLANNED_CALLS] += 1
-    order, k = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N]
+    order, k, base = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N], N[C.HEAP]
     N[C.HEAP_N] = k + 1
-    base = N[C.HEAP]
+    if k > N[C.HEAP_ENOUGH]:
+        N[C.SHORT] = 1
+    v = base + k * C.EVENT
     while k > 0:
-        up = (k - 1) >> 1
-        u = base + up * C.EVENT
+        k = (k - 1) >> 1
+        u = base + k * C.EVENT
         if F[u] < time or (F[u] == time and N[u + 1] < order):
             break
-        v = base + k * C.EVENT
-        F[v] = F[u]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[u + i]
-        k = up
-    v = base + k * C.EVENT
-    F[v] = time
-    N[v + 1] = order
-    N[v + 2] = 2 * code + live
-    N[v + 3] = a
-    N[v + 4] = b
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, a << 6 | code << 1 | live, b
 
 
 @quick
 def pop(N, F):
-    "Take the first event off the heap; it stands behind its end then."
+    "Take the first event off the heap, to two cells of the head."
     base, n = N[C.HEAP], N[C.HEAP_N] - 1
     N[C.HEAP_N] = n
+    N[C.WHAT], N[C.WHICH] = N[base + 2], N[base + 3]
+    if n == 0:
+        return
     last = base + n * C.EVENT
-    time, order, code, a, b = F[last], N[last + 1], N[last + 2], N[last + 3], N[last + 4]
-    F[last] = F[base]
-    for i in range(1, C.EVENT):
-        N[last + i] = N[base + i]
-    k = 0
+    time, order, k, v = F[last], N[last + 1], 0, base
     while True:
-        child = 2 * k + 1
-        if child >= n:
+        k = 2 * k + 1
+        if k >= n:
             break
-        c = base + child * C.EVENT
-        if child + 1 < n:
-            d = c + C.EVENT
-            if F[d] < F[c] or (F[d] == F[c] and N[d + 1] < N[c + 1]):
-                child += 1
-                c = d
-        if time < F[c] or (time == F[c] and order < N[c + 1]):
+        u = base + k * C.EVENT
+        if k + 1 < n:
+            w = u + C.EVENT
+            if F[w] < F[u] or (F[w] == F[u] and N[w + 1] < N[u + 1]):
+                k += 1
+                u = w
+        if time < F[u] or (time == F[u] and order < N[u + 1]):
             break
-        v = base + k * C.EVENT
-        F[v] = F[c]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[c + i]
-        k = child
-    if n > 0:
-        v = base + k * C.EVENT
-        F[v] = time
-        N[v + 1] = order
-        N[v + 2] = code
-        N[v + 3] = a
-        N[v + 4] = b
-    return last
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, N[last + 2], N[last + 3]
 
 
 @quick
@@ -164,6 +147,8 @@ def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
         return
     n = N[C.ROWS]
     N[C.ROWS] = n + 1
+    if n > N[C.ROWS_ENOUGH]:
+        N[C.SHORT] = 1
     row = R[n]
     row["time"] = PRIORITY[kind] * C.RANKS + rank
     row["kind"] = kind
@@ -198,7 +183,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #fe10f8f0
+# %% ../../nbs/twin/10_fast.ipynb #f3e08914
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -367,7 +352,8 @@ def expect(N, F, p, change):
         for _ in range(N[o + C.O_MODES]):
             m = N[k + C.D_MACHINE]
             N[m + C.M_EXPECTED] += change
-            flag(N, N[C.TOUCHED], m)
+            if N[m + C.M_EXPECTED] == (1 if change > 0 else 0):
+                flag(N, N[C.TOUCHED], m)
             k += C.MODE
         if node:
             node = N[N[C.NODES] + node * C.NODE + C.N_NEXT]
@@ -375,7 +361,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #e228a466
+# %% ../../nbs/twin/10_fast.ipynb #e4a25f35
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -438,7 +424,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #97b57afa
+# %% ../../nbs/twin/10_fast.ipynb #5ff5e919
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -694,7 +680,7 @@ def stands_ready(N, F, m, p):
 def another_waits(N, F, m):
     p = N[N[m + C.M_BUFFER] + C.B_FIRST]
     while p:
-        if mode_of(N, N[p + C.P_NEXT], m) and has_stock(N, F, 0, 0, p):
+        if mode_of(N, N[p + C.P_NEXT], m) and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p)):
             return True
         p = N[p + C.P_BEHIND]
     return False
@@ -748,29 +734,37 @@ def stands_before(N, F, p, q):
 @quick
 def move_one(N, F, R, any_place):
     "Let the first go that needs no place (1), else, if that is asked for, the first for which there is one (2)."
-    for turn in range(2 if any_place else 1):
-        best, k = 0, 0
-        while True:
-            m = next_flag(N, N[C.MOVING], k)
-            if m == 0:
-                break
-            p = first_direct(N, F, m) if turn == 0 else first_with_a_place(N, F, m)
-            if p and (best == 0 or stands_before(N, F, p, best)):
-                best = p
-            k = N[m + C.M_INDEX] + 1
-        if best:
-            m = N[best + C.P_TOWARDS]
-            if turn == 1 and is_next(N, m, best):  # once what holds m has gone, this one needs no place
-                other = 0
-                for h in range(N[m + C.M_HELD]):
-                    p = N[N[m + C.M_HOLDS] + h]
-                    if p != best and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
-                        if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
-                            other = p
-                best = other if other else best
-            set_out(N, F, R, best, N[best + C.P_TOWARDS], 1 - turn)
-            return 1 + turn
-    return 0
+    direct, placed, moving = 0, 0, N[C.MOVING]
+    for w in range(N[C.WORDS]):
+        bits = N[moving + w]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            p = first_direct(N, F, m)
+            if p:
+                if direct == 0 or stands_before(N, F, p, direct):
+                    direct = p
+            elif any_place and direct == 0:
+                p = first_with_a_place(N, F, m)
+                if p and (placed == 0 or stands_before(N, F, p, placed)):
+                    placed = p
+    if direct:
+        set_out(N, F, R, direct, N[direct + C.P_TOWARDS], 1)
+        return 1
+    if placed == 0:
+        return 0
+    m = N[placed + C.P_TOWARDS]
+    if N[C.PLANNED] and is_next(N, m, placed):  # once what holds m has gone, this one needs no place
+        other = 0
+        for h in range(N[m + C.M_HELD]):
+            p = N[N[m + C.M_HOLDS] + h]
+            if p != placed and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
+                if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
+                    other = p
+        placed = other if other else placed
+    set_out(N, F, R, placed, N[placed + C.P_TOWARDS], 0)
+    return 2
 
 
 @quick
@@ -816,7 +810,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #feb6f4c6
+# %% ../../nbs/twin/10_fast.ipynb #341fde10
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -914,7 +908,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #3238213c
+# %% ../../nbs/twin/10_fast.ipynb #9693b22b
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -943,7 +937,7 @@ def pick(N, F, m):
                 break
             if (
                 may_take(N, F, m, p)
-                and has_stock(N, F, 0, 0, p)
+                and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p))
                 and (not fitting or open_so_long(N, F, m, F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]))
             ):
                 N[p + C.P_THEN] = 0
@@ -957,7 +951,7 @@ def pick(N, F, m):
                 count += 1
                 total += F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]
             p = N[p + C.P_BEHIND]
-    if count == 0 or not open_or_wake(N, F, m):
+    if count == 0 or (N[m + C.M_CALENDAR] and not open_or_wake(N, F, m)):
         return
     if count > 1:
         average, p = total / count, chain
@@ -1090,7 +1084,9 @@ def startable(N, F, m, g):
         if p <= 0 or N[p + C.P_RELEASED] == 0 or plan_of(N, p) != y or not is_there(N, F, p, m):
             return False
         N[parts + k] = p
-    return has_stock(N, F, parts, n, 0) and open_for(N, F, m, parts, n)
+    if N[C.N_MATERIALS] and not has_stock(N, F, parts, n, 0):
+        return False
+    return N[m + C.M_CALENDAR] == 0 or open_for(N, F, m, parts, n)
 
 
 @quick
@@ -1121,10 +1117,12 @@ def serve(N, F, R, m):
         pick(N, F, m)
     n, chosen = N[m + C.M_CHOSEN], N[m + C.M_CHOSEN_ONES]
     if n:
-        if not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
+        if N[C.N_MATERIALS] and not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
             let_go(N, F, m)
             return True
-        if not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
+        if N[m + C.M_SETUP] and not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]):
+            return False
+        if N[m + C.M_CALENDAR] and not open_for(N, F, m, chosen, n):
             return False
         begin(N, F, R, m, chosen, n)
         return True
@@ -1185,7 +1183,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #8c6f6906
+# %% ../../nbs/twin/10_fast.ipynb #535661e6
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1387,7 +1385,7 @@ def finish(N, F, R, piece):
         for _ in range(N[o + C.O_MODES]):
             other = N[d + C.D_MACHINE]
             N[other + C.M_EXPECTED] -= 1
-            if N[other + C.M_EXPECTED] <= 1:
+            if N[other + C.M_EXPECTED] == 0:
                 flag(N, N[C.TOUCHED], other)
             d += C.MODE
         N[N[m + C.M_HOLDS] + N[m + C.M_HELD]] = p
@@ -1508,6 +1506,8 @@ def log_route(N, p):
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
     N[at] = n
     N[C.LOG_N] += n + 1
+    if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+        N[C.SHORT] = 1
     N[C.OBJECTS] += 1
     return N[C.OBJECTS] - 1
 
@@ -1808,7 +1808,7 @@ def status_of(N, F, m):
         return C.SETS_UP
     if N[m + C.M_HELD]:
         return C.IS_BLOCKED
-    if not is_open(N, F, m):
+    if N[m + C.M_CALENDAR] and not is_open(N, F, m):
         return C.IS_OFF
     g = N[m + C.M_SEQUENCE]
     if g:
@@ -1842,13 +1842,15 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #7a5f80c7
+# %% ../../nbs/twin/10_fast.ipynb #7a3b8701
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
     p = N[C.PART_FREE]
     N[C.PART_FREE] = N[p + C.P_AFTER]
     N[C.PARTS_LEFT] -= 1
+    if N[C.PARTS_LEFT] < 2:
+        N[C.SHORT] = 1
     for k in range(N[C.PART_SIZE]):
         N[p + k] = 0
     N[p + C.P_ALIVE] = 1
@@ -1944,8 +1946,8 @@ def come(N, F, R, p):
         return False
     N[p + C.P_ROUTE] = N[N[p + C.P_PRODUCT] + C.R_ROUTE]
     if N[p + C.P_NODE] and N[C.RECORD]:
-        if N[C.LOG_N] + N[p + C.P_STEPS] + 64 > N[C.LOG_MAX]:
-            N[C.SHORT] = 1
+        if N[C.LOG_N] + N[p + C.P_STEPS] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT], N[C.LOG_NEED] = 1, N[p + C.P_STEPS]
             return False
         N[p + C.P_ROUTE] = log_route(N, p)
     N[C.WALKING] = 0
@@ -1977,6 +1979,8 @@ def arrive(N, F, R, s):
         N[at] = -1 - N[s + C.Z_INDEX]
         N[at + 1] = n
         N[C.LOG_N] += 2
+        if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT] = 1
     place = in_words(n)
     late = due if due < np.inf else np.nan
     emit(
@@ -2024,14 +2028,7 @@ def plan_arrival(N, F, s):
 @quick
 def full(N):
     "Whether there might not be room for the next thing that happens: the driver has to make some."
-    return (
-        N[C.SHORT] > 0
-        or N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX]
-        or N[C.HEAP_N] + N[C.HEAP_SLACK] > N[C.HEAP_MAX]
-        or N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]
-        or N[C.PARTS_LEFT] < 2
-        or N[C.ERROR] > 0
-    )
+    return N[C.SHORT] > 0
 
 
 @quick
@@ -2148,9 +2145,10 @@ def run(N, F, R):
                     break
                 if full(N):
                     return C.NEEDS
-                at = pop(N, F)
-                N[C.LIVE] -= N[at + 2] & 1
-                happen(N, F, R, N[at + 2] >> 1, N[at + 3], N[at + 4])
+                pop(N, F)
+                what = N[C.WHAT]
+                N[C.LIVE] -= what & 1
+                happen(N, F, R, what >> 1 & 31, what >> 6, N[C.WHICH])
             N[C.PHASE] = 2
             N[C.CURSOR] = 0
             N[C.CHANGED] = 0
@@ -2185,6 +2183,7 @@ def run(N, F, R):
             return C.STUCK
         elif N[C.INSIDE] + N[C.OUTSIDE_N] > N[C.MOST]:
             N[C.ERROR] = C.CROWDED
+            N[C.SHORT] = 1
 
 
 @quick
@@ -2231,21 +2230,18 @@ def in_a_circle(N, F, m):
 
 @quick
 def show_all(N, F, R):
-    k = 0
-    while True:
-        m = next_flag(N, N[C.WATCH], k)
-        if m == 0:
-            break
-        flag(N, N[C.TOUCHED], m)
-        k = N[m + C.M_INDEX] + 1
-    k = 0
-    while True:
-        m = next_flag(N, N[C.TOUCHED], k)
-        if m == 0:
-            break
-        unflag(N, N[C.TOUCHED], m)
-        show(N, F, R, m, status_of(N, F, m))
-        k = N[m + C.M_INDEX] + 1
+    "Say so where a status has changed: looked at are those that something has happened to, or that wait for something."
+    touched, watch = N[C.TOUCHED], N[C.WATCH]
+    for w in range(N[C.WORDS]):
+        bits = N[touched + w] | N[watch + w]
+        N[touched + w] = 0
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            status = status_of(N, F, m)
+            if status != N[m + C.M_STATUS]:
+                show(N, F, R, m, status)
 
 
 @quick
@@ -2285,7 +2281,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #4fce73a2
+# %% ../../nbs/twin/10_fast.ipynb #42f2b61c
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2317,7 +2313,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #048b3b3a
+# %% ../../nbs/twin/10_fast.ipynb #78ad76cd
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2363,7 +2359,8 @@ class FastSimulation:
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
         self.R = np.zeros(4097 if record else 2, TRACE)
-        self.N[[C.ROWS_MAX, C.RECORD]] = len(self.R) - 1 if record else C.NEVER, record
+        self.N[C.RECORD] = record
+        set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
         begin_run(self.N, self.F, self.R)
         schedule = blue.settings["schedule"]
@@ -2441,7 +2438,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #88db3b73
+# %% ../../nbs/twin/10_fast.ipynb #e0771289
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2511,18 +2508,19 @@ def make_room(sim: FastSimulation) -> None:
         raise crowded(mirror(sim))
     sort_many(sim)
     drain(sim)
-    if N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX] or len(sim.chunks) > 8:
-        rows = np.zeros(2 * len(sim.R), TRACE) if len(sim.R) < 1 << 20 or N[C.ROWS] > len(sim.R) // 2 else sim.R
+    if N[C.ROWS] > N[C.ROWS_ENOUGH] // 2 or (N[C.RECORD] and len(sim.R) < 1 << 18):
+        rows = np.zeros(2 * len(sim.R), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
-        sim.R, N[C.ROWS_MAX] = rows, len(rows) - 1
+        sim.R = rows
+        set_rows(sim)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     left, made, margin = rows[:, C.S_HAVE] - rows[:, C.S_USED], rows[:, C.S_MADE], rows[:, C.S_MARGIN]
     short = (rows[:, C.S_USED] > rows[:, C.S_ENOUGH]) | (left < made // 4)
     parts, heap, nodes, log = (int(N[k]) for k in (C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX))
     parts *= 2 if N[C.PARTS_LEFT] < 2 else 1
-    heap *= 2 if N[C.HEAP_N] + N[C.HEAP_SLACK] > heap else 1
+    heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
-    log *= 2 if N[C.SHORT] and not short.any() and N[C.NODES_LEFT] >= 2 else 1
+    log = max(log, 2 * int(N[C.LOG_NEED] + N[C.LOG_SLACK]))
     draws = np.where(short, np.minimum(made, 4096) + margin + 8, left)
     draws = np.maximum(draws, left)
     sim.N = lay_out(N, parts=parts, heap=heap, nodes=nodes, log=log, draws=draws)
@@ -2530,7 +2528,13 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #679a572d
+# %% ../../nbs/twin/10_fast.ipynb #a428ac64
+def set_rows(sim: FastSimulation) -> None:
+    "Tell the kernel how much room there is for its rows."
+    N, rows = sim.N, len(sim.R) - 1
+    N[[C.ROWS_MAX, C.ROWS_ENOUGH]] = rows, rows - N[C.ROWS_SLACK] if N[C.RECORD] else C.NEVER
+
+
 def sort_many(sim: FastSimulation) -> None:
     "Sort what has happened at one time."
     N, R = sim.N, sim.R
@@ -2594,7 +2598,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, list(names), list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #245ab219
+# %% ../../nbs/twin/10_fast.ipynb #dc840780
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2630,7 +2634,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #dc5f6563
+# %% ../../nbs/twin/10_fast.ipynb #dc84f64f
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
