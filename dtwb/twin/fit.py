@@ -19,7 +19,7 @@ from ..core import events as ev
 from ..core.errors import SimulationError
 from ..core.events import Event
 from ..core.factory import Factory, operation_of, parse_factory
-from .estimation import Fit, Sample, fit_distribution, plot_qq
+from .estimation import FEW, Fit, Sample, fit_distribution, plot_qq
 
 # %% ../../nbs/twin/66_fit.ipynb #fb38df09
 @dataclass
@@ -565,9 +565,10 @@ def _remark(report: FitReport, m: Measured, template: Factory | None) -> None:
     never = sorted(m.machines.keys() - {machine for machine, _ in causes(m)})
     if never:
         report.notes.append(f"never seen to fail: {', '.join(never)}")
-    few = [" ".join(filter(None, key)) for key, fit in report.fits.items() if 0 < fit.n < 20]
+    few = [" ".join(filter(None, key)) for key, fit in report.fits.items() if 0 < fit.n < FEW]
     if few:
-        report.notes.append(f"seen less than 20 times, so hardly known: {', '.join(few)}")
+        some = ", ".join(few[:4]) + (f" and {len(few) - 4} more" if len(few) > 4 else "")
+        report.notes.append(f"seen less than {FEW} times, so hardly known: {some}")
     bad = [" ".join(filter(None, key)) for key, fit in report.fits.items() if "fits badly" in fit.note]
     if bad:
         report.notes.append(f"fits badly: {', '.join(bad)}")
