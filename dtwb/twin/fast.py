@@ -12,19 +12,19 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
            'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'stop_waiting',
            'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next',
-           'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one',
-           'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for',
-           'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable',
-           'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest',
-           'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route',
-           'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew',
-           'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part',
-           'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release',
-           'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation',
-           'check_schedule', 'say_plan', 'fresh', 'make_room', 'sort_many', 'drain', 'word', 'trace_of', 'publish',
-           'mirror', 'give_up']
+           'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
+           'stands_before', 'move_one', 'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once',
+           'open_or_wake', 'open_for', 'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due',
+           'goes_first', 'startable', 'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group',
+           'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in',
+           'enter', 'log_route', 'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes',
+           'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
+           'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
+           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast',
+           'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room',
+           'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #f6cc3133
+# %% ../../nbs/twin/10_fast.ipynb #bab7243e
 import math
 from collections.abc import Callable
 from typing import Any
@@ -41,12 +41,12 @@ from ..core.state import FactoryState, copy_state, fold, initial_state
 from ..core.trace import KIND, KINDS, PRIORITY, TRACE, Trace
 from . import cells as C
 from .blueprint import Blueprint, blueprint, lay_out, seed_all, stock_up
-from .floor import Group, Part, Piece, Plant, Station, Step, set_up
+from .floor import Group, Part, Piece, Plant, Promised, Station, set_up
 from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #335beb4c
+# %% ../../nbs/twin/10_fast.ipynb #9bedef61
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,69 +74,52 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #44e96c5e
+# %% ../../nbs/twin/10_fast.ipynb #20848c06
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
     N[C.LIVE] += live
     N[C.PLANNED_CALLS] += 1
-    order, k = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N]
+    order, k, base = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N], N[C.HEAP]
     N[C.HEAP_N] = k + 1
-    base = N[C.HEAP]
+    if k > N[C.HEAP_ENOUGH]:
+        N[C.SHORT] = 1
+    v = base + k * C.EVENT
     while k > 0:
-        up = (k - 1) >> 1
-        u = base + up * C.EVENT
+        k = (k - 1) >> 1
+        u = base + k * C.EVENT
         if F[u] < time or (F[u] == time and N[u + 1] < order):
             break
-        v = base + k * C.EVENT
-        F[v] = F[u]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[u + i]
-        k = up
-    v = base + k * C.EVENT
-    F[v] = time
-    N[v + 1] = order
-    N[v + 2] = 2 * code + live
-    N[v + 3] = a
-    N[v + 4] = b
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, a << 6 | code << 1 | live, b
 
 
 @quick
 def pop(N, F):
-    "Take the first event off the heap; it stands behind its end then."
+    "Take the first event off the heap, to two cells of the head."
     base, n = N[C.HEAP], N[C.HEAP_N] - 1
     N[C.HEAP_N] = n
+    N[C.WHAT], N[C.WHICH] = N[base + 2], N[base + 3]
+    if n == 0:
+        return
     last = base + n * C.EVENT
-    time, order, code, a, b = F[last], N[last + 1], N[last + 2], N[last + 3], N[last + 4]
-    F[last] = F[base]
-    for i in range(1, C.EVENT):
-        N[last + i] = N[base + i]
-    k = 0
+    time, order, k, v = F[last], N[last + 1], 0, base
     while True:
-        child = 2 * k + 1
-        if child >= n:
+        k = 2 * k + 1
+        if k >= n:
             break
-        c = base + child * C.EVENT
-        if child + 1 < n:
-            d = c + C.EVENT
-            if F[d] < F[c] or (F[d] == F[c] and N[d + 1] < N[c + 1]):
-                child += 1
-                c = d
-        if time < F[c] or (time == F[c] and order < N[c + 1]):
+        u = base + k * C.EVENT
+        if k + 1 < n:
+            w = u + C.EVENT
+            if F[w] < F[u] or (F[w] == F[u] and N[w + 1] < N[u + 1]):
+                k += 1
+                u = w
+        if time < F[u] or (time == F[u] and order < N[u + 1]):
             break
-        v = base + k * C.EVENT
-        F[v] = F[c]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[c + i]
-        k = child
-    if n > 0:
-        v = base + k * C.EVENT
-        F[v] = time
-        N[v + 1] = order
-        N[v + 2] = code
-        N[v + 3] = a
-        N[v + 4] = b
-    return last
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, N[last + 2], N[last + 3]
 
 
 @quick
@@ -164,6 +147,8 @@ def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
         return
     n = N[C.ROWS]
     N[C.ROWS] = n + 1
+    if n > N[C.ROWS_ENOUGH]:
+        N[C.SHORT] = 1
     row = R[n]
     row["time"] = PRIORITY[kind] * C.RANKS + rank
     row["kind"] = kind
@@ -198,7 +183,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #fe10f8f0
+# %% ../../nbs/twin/10_fast.ipynb #25bbd79d
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -367,7 +352,8 @@ def expect(N, F, p, change):
         for _ in range(N[o + C.O_MODES]):
             m = N[k + C.D_MACHINE]
             N[m + C.M_EXPECTED] += change
-            flag(N, N[C.TOUCHED], m)
+            if N[m + C.M_EXPECTED] == (1 if change > 0 else 0):
+                flag(N, N[C.TOUCHED], m)
             k += C.MODE
         if node:
             node = N[N[C.NODES] + node * C.NODE + C.N_NEXT]
@@ -375,7 +361,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #e228a466
+# %% ../../nbs/twin/10_fast.ipynb #f0ddc1e3
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -438,7 +424,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #97b57afa
+# %% ../../nbs/twin/10_fast.ipynb #40d9185b
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -656,7 +642,9 @@ def has_place(N, p, m):
     if not has_room(N, m) and N[p + C.P_COUNTED] != m:
         return False
     b = N[m + C.M_BUFFER]
-    return N[m + C.M_LIMITED] == 0 or N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] or N[p + C.P_BUFFER] == b
+    if N[m + C.M_LIMITED] == 0 or N[p + C.P_BUFFER] == b:
+        return True
+    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p)
 
 
 @quick
@@ -694,7 +682,7 @@ def stands_ready(N, F, m, p):
 def another_waits(N, F, m):
     p = N[N[m + C.M_BUFFER] + C.B_FIRST]
     while p:
-        if mode_of(N, N[p + C.P_NEXT], m) and has_stock(N, F, 0, 0, p):
+        if mode_of(N, N[p + C.P_NEXT], m) and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p)):
             return True
         p = N[p + C.P_BEHIND]
     return False
@@ -703,25 +691,22 @@ def another_waits(N, F, m):
 @quick
 def first_direct(N, F, m):
     "The first that wants to come to the machine and needs no place; 0: none does."
-    now, p = F[C.NOW], N[m + C.M_INBOUND]
-    if not has_room(N, m):
-        while p and not (F[p + C.P_GOES] <= now and N[p + C.P_COUNTED] == m):
-            p = N[p + C.P_AFTER]
-        return p
-    if N[m + C.M_LIMITED] == 0:
-        while p and F[p + C.P_GOES] > now:
-            p = N[p + C.P_AFTER]
-        return p
-    if (
-        N[m + C.M_DOWN]
-        or N[m + C.M_WANTED] >= 0
-        or N[m + C.M_CHOSEN]
-        or N[m + C.M_BUSY] + N[m + C.M_HELD] > N[m + C.M_CAPACITY]
-    ):
+    limited = N[m + C.M_LIMITED]
+    if limited and (N[m + C.M_DOWN] or N[m + C.M_WANTED] >= 0 or N[m + C.M_CHOSEN]):
         return 0
+    if limited and N[m + C.M_BUSY] and N[m + C.M_CAPACITY] == 1:
+        return 0
+    now, p, waits, room = F[C.NOW], N[m + C.M_INBOUND], -1, has_room(N, m)
     while p:
-        if F[p + C.P_GOES] <= now and stands_ready(N, F, m, p):
-            return 0 if N[p + C.P_FREE] and another_waits(N, F, m) else p
+        if F[p + C.P_GOES] <= now and (room or N[p + C.P_COUNTED] == m):
+            if limited == 0:
+                return p
+            if stands_ready(N, F, m, p):
+                free = N[p + C.P_FREE]
+                if free and waits < 0:
+                    waits = 1 if another_waits(N, F, m) else 0
+                if free == 0 or waits == 0:
+                    return p
         p = N[p + C.P_AFTER]
     return 0
 
@@ -732,9 +717,41 @@ def first_with_a_place(N, F, m):
     if N[m + C.M_LIMITED] == 0 or not has_room(N, m) or N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY]:
         return 0
     p = N[m + C.M_INBOUND]
-    while p and F[p + C.P_GOES] > F[C.NOW]:
+    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p)):
         p = N[p + C.P_AFTER]
     return p
+
+
+@quick
+def is_in_turn(N, b, p):
+    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+    if N[b + C.B_ENTRIES] == 0 or N[p + C.P_FREE]:
+        return True
+    y = plan_of(N, p)
+    k = N[y + C.Y_ENTRY] if y else -1
+    for j in range(N[b + C.B_ENTERING], k):
+        entry = N[b + C.B_ENTRY] + j * C.ENTRY
+        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0:
+            return False
+    return True
+
+
+@quick
+def comes_in(N, b, y, takes_a_place):
+    "What the plan has promised is kept; or it is needed no more."
+    k = N[y + C.Y_ENTRY]
+    if N[b + C.B_ENTRIES] == 0 or k < 0 or N[N[b + C.B_ENTRY] + k * C.ENTRY + C.T_MISSING] == 0:
+        return
+    N[N[b + C.B_ENTRY] + k * C.ENTRY + C.T_MISSING] = 0
+    if takes_a_place:
+        for j in range(N[b + C.B_ENTERING], k):
+            entry = N[b + C.B_ENTRY] + j * C.ENTRY
+            if N[entry + C.T_MISSING]:
+                N[entry + C.T_ROOM] -= 1
+    j = N[b + C.B_ENTERING]
+    while j < N[b + C.B_ENTRIES] and N[N[b + C.B_ENTRY] + j * C.ENTRY + C.T_MISSING] == 0:
+        j += 1
+    N[b + C.B_ENTERING] = j
 
 
 @quick
@@ -748,29 +765,37 @@ def stands_before(N, F, p, q):
 @quick
 def move_one(N, F, R, any_place):
     "Let the first go that needs no place (1), else, if that is asked for, the first for which there is one (2)."
-    for turn in range(2 if any_place else 1):
-        best, k = 0, 0
-        while True:
-            m = next_flag(N, N[C.MOVING], k)
-            if m == 0:
-                break
-            p = first_direct(N, F, m) if turn == 0 else first_with_a_place(N, F, m)
-            if p and (best == 0 or stands_before(N, F, p, best)):
-                best = p
-            k = N[m + C.M_INDEX] + 1
-        if best:
-            m = N[best + C.P_TOWARDS]
-            if turn == 1 and is_next(N, m, best):  # once what holds m has gone, this one needs no place
-                other = 0
-                for h in range(N[m + C.M_HELD]):
-                    p = N[N[m + C.M_HOLDS] + h]
-                    if p != best and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
-                        if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
-                            other = p
-                best = other if other else best
-            set_out(N, F, R, best, N[best + C.P_TOWARDS], 1 - turn)
-            return 1 + turn
-    return 0
+    direct, placed, moving = 0, 0, N[C.MOVING]
+    for w in range(N[C.WORDS]):
+        bits = N[moving + w]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            p = first_direct(N, F, m)
+            if p:
+                if direct == 0 or stands_before(N, F, p, direct):
+                    direct = p
+            elif any_place and direct == 0:
+                p = first_with_a_place(N, F, m)
+                if p and (placed == 0 or stands_before(N, F, p, placed)):
+                    placed = p
+    if direct:
+        set_out(N, F, R, direct, N[direct + C.P_TOWARDS], 1)
+        return 1
+    if placed == 0:
+        return 0
+    m = N[placed + C.P_TOWARDS]
+    if N[C.PLANNED] and is_next(N, m, placed):  # once what holds m has gone, this one needs no place
+        other = 0
+        for h in range(N[m + C.M_HELD]):
+            p = N[N[m + C.M_HOLDS] + h]
+            if p != placed and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
+                if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
+                    other = p
+        placed = other if other else placed
+    set_out(N, F, R, placed, N[placed + C.P_TOWARDS], 0)
+    return 2
 
 
 @quick
@@ -790,6 +815,8 @@ def set_out(N, F, R, p, m, direct):
             N[q + C.B_LEVEL] += 1
             N[p + C.P_BUFFER] = q
             note_level(N, F, R, q, p)
+        if limited and N[C.PLANNED] and N[p + C.P_FREE] == 0:
+            comes_in(N, q, plan_of(N, p), 1 - direct)
     take_off(N, F, p)
     count_kanban(N, F, p, m)
     N[p + C.P_ORIGIN] = origin
@@ -816,7 +843,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #feb6f4c6
+# %% ../../nbs/twin/10_fast.ipynb #06095dc5
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -914,7 +941,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #3238213c
+# %% ../../nbs/twin/10_fast.ipynb #3c0e919a
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -943,7 +970,7 @@ def pick(N, F, m):
                 break
             if (
                 may_take(N, F, m, p)
-                and has_stock(N, F, 0, 0, p)
+                and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p))
                 and (not fitting or open_so_long(N, F, m, F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]))
             ):
                 N[p + C.P_THEN] = 0
@@ -957,7 +984,7 @@ def pick(N, F, m):
                 count += 1
                 total += F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]
             p = N[p + C.P_BEHIND]
-    if count == 0 or not open_or_wake(N, F, m):
+    if count == 0 or (N[m + C.M_CALENDAR] and not open_or_wake(N, F, m)):
         return
     if count > 1:
         average, p = total / count, chain
@@ -1090,7 +1117,9 @@ def startable(N, F, m, g):
         if p <= 0 or N[p + C.P_RELEASED] == 0 or plan_of(N, p) != y or not is_there(N, F, p, m):
             return False
         N[parts + k] = p
-    return has_stock(N, F, parts, n, 0) and open_for(N, F, m, parts, n)
+    if N[C.N_MATERIALS] and not has_stock(N, F, parts, n, 0):
+        return False
+    return N[m + C.M_CALENDAR] == 0 or open_for(N, F, m, parts, n)
 
 
 @quick
@@ -1121,10 +1150,12 @@ def serve(N, F, R, m):
         pick(N, F, m)
     n, chosen = N[m + C.M_CHOSEN], N[m + C.M_CHOSEN_ONES]
     if n:
-        if not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
+        if N[C.N_MATERIALS] and not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
             let_go(N, F, m)
             return True
-        if not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
+        if N[m + C.M_SETUP] and not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]):
+            return False
+        if N[m + C.M_CALENDAR] and not open_for(N, F, m, chosen, n):
             return False
         begin(N, F, R, m, chosen, n)
         return True
@@ -1185,7 +1216,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #8c6f6906
+# %% ../../nbs/twin/10_fast.ipynb #4050ae00
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1387,7 +1418,7 @@ def finish(N, F, R, piece):
         for _ in range(N[o + C.O_MODES]):
             other = N[d + C.D_MACHINE]
             N[other + C.M_EXPECTED] -= 1
-            if N[other + C.M_EXPECTED] <= 1:
+            if N[other + C.M_EXPECTED] == 0:
                 flag(N, N[C.TOUCHED], other)
             d += C.MODE
         N[N[m + C.M_HOLDS] + N[m + C.M_HELD]] = p
@@ -1508,6 +1539,8 @@ def log_route(N, p):
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
     N[at] = n
     N[C.LOG_N] += n + 1
+    if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+        N[C.SHORT] = 1
     N[C.OBJECTS] += 1
     return N[C.OBJECTS] - 1
 
@@ -1711,6 +1744,8 @@ def unplan(N, F, p):
         y = N[N[j + C.J_PLAN] + N[o + C.O_PLACE]]
         if y and N[y + C.Y_GROUP]:
             g = N[y + C.Y_GROUP]
+            if N[N[g + C.G_MACHINE] + C.M_LIMITED]:
+                comes_in(N, N[N[g + C.G_MACHINE] + C.M_BUFFER], y, 0)
             drop(N, N[g + C.G_KEYS], g + C.G_N, y)
             N[y + C.Y_GROUP] = 0
             if N[g + C.G_N] == 0:
@@ -1808,7 +1843,7 @@ def status_of(N, F, m):
         return C.SETS_UP
     if N[m + C.M_HELD]:
         return C.IS_BLOCKED
-    if not is_open(N, F, m):
+    if N[m + C.M_CALENDAR] and not is_open(N, F, m):
         return C.IS_OFF
     g = N[m + C.M_SEQUENCE]
     if g:
@@ -1842,13 +1877,15 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #7a5f80c7
+# %% ../../nbs/twin/10_fast.ipynb #61160d17
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
     p = N[C.PART_FREE]
     N[C.PART_FREE] = N[p + C.P_AFTER]
     N[C.PARTS_LEFT] -= 1
+    if N[C.PARTS_LEFT] < 2:
+        N[C.SHORT] = 1
     for k in range(N[C.PART_SIZE]):
         N[p + k] = 0
     N[p + C.P_ALIVE] = 1
@@ -1944,8 +1981,8 @@ def come(N, F, R, p):
         return False
     N[p + C.P_ROUTE] = N[N[p + C.P_PRODUCT] + C.R_ROUTE]
     if N[p + C.P_NODE] and N[C.RECORD]:
-        if N[C.LOG_N] + N[p + C.P_STEPS] + 64 > N[C.LOG_MAX]:
-            N[C.SHORT] = 1
+        if N[C.LOG_N] + N[p + C.P_STEPS] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT], N[C.LOG_NEED] = 1, N[p + C.P_STEPS]
             return False
         N[p + C.P_ROUTE] = log_route(N, p)
     N[C.WALKING] = 0
@@ -1977,6 +2014,8 @@ def arrive(N, F, R, s):
         N[at] = -1 - N[s + C.Z_INDEX]
         N[at + 1] = n
         N[C.LOG_N] += 2
+        if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT] = 1
     place = in_words(n)
     late = due if due < np.inf else np.nan
     emit(
@@ -2024,14 +2063,7 @@ def plan_arrival(N, F, s):
 @quick
 def full(N):
     "Whether there might not be room for the next thing that happens: the driver has to make some."
-    return (
-        N[C.SHORT] > 0
-        or N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX]
-        or N[C.HEAP_N] + N[C.HEAP_SLACK] > N[C.HEAP_MAX]
-        or N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]
-        or N[C.PARTS_LEFT] < 2
-        or N[C.ERROR] > 0
-    )
+    return N[C.SHORT] > 0
 
 
 @quick
@@ -2148,9 +2180,10 @@ def run(N, F, R):
                     break
                 if full(N):
                     return C.NEEDS
-                at = pop(N, F)
-                N[C.LIVE] -= N[at + 2] & 1
-                happen(N, F, R, N[at + 2] >> 1, N[at + 3], N[at + 4])
+                pop(N, F)
+                what = N[C.WHAT]
+                N[C.LIVE] -= what & 1
+                happen(N, F, R, what >> 1 & 31, what >> 6, N[C.WHICH])
             N[C.PHASE] = 2
             N[C.CURSOR] = 0
             N[C.CHANGED] = 0
@@ -2185,6 +2218,7 @@ def run(N, F, R):
             return C.STUCK
         elif N[C.INSIDE] + N[C.OUTSIDE_N] > N[C.MOST]:
             N[C.ERROR] = C.CROWDED
+            N[C.SHORT] = 1
 
 
 @quick
@@ -2219,6 +2253,8 @@ def in_a_circle(N, F, m):
             if N[p + C.P_TURN] == 0 or to == 0 or F[p + C.P_GOES] > F[C.NOW]:
                 return False
             b = N[to + C.M_BUFFER]
+            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p):
+                return False
             many = N[b + C.B_MACHINES] if N[to + C.M_LIMITED] and N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY] else 0
             for i in range(-1, many):
                 other = to if i < 0 else N[N[b + C.B_MACHINE] + i]
@@ -2231,21 +2267,18 @@ def in_a_circle(N, F, m):
 
 @quick
 def show_all(N, F, R):
-    k = 0
-    while True:
-        m = next_flag(N, N[C.WATCH], k)
-        if m == 0:
-            break
-        flag(N, N[C.TOUCHED], m)
-        k = N[m + C.M_INDEX] + 1
-    k = 0
-    while True:
-        m = next_flag(N, N[C.TOUCHED], k)
-        if m == 0:
-            break
-        unflag(N, N[C.TOUCHED], m)
-        show(N, F, R, m, status_of(N, F, m))
-        k = N[m + C.M_INDEX] + 1
+    "Say so where a status has changed: looked at are those that something has happened to, or that wait for something."
+    touched, watch = N[C.TOUCHED], N[C.WATCH]
+    for w in range(N[C.WORDS]):
+        bits = N[touched + w] | N[watch + w]
+        N[touched + w] = 0
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            status = status_of(N, F, m)
+            if status != N[m + C.M_STATUS]:
+                show(N, F, R, m, status)
 
 
 @quick
@@ -2285,7 +2318,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #4fce73a2
+# %% ../../nbs/twin/10_fast.ipynb #18964210
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2317,7 +2350,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #048b3b3a
+# %% ../../nbs/twin/10_fast.ipynb #4a76aa70
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2349,21 +2382,22 @@ class FastSimulation:
             "max_jobs": max_jobs,
         }
         _refuse_what_cannot_be(factory, schedule, seed, until, rule, more)
-        self._start(blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
+        self._start(known_blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
 
     def _start(
         self, blue: Blueprint, seed: int, until: float | None, antithetic=False, record=True, bus=None, stop=None
     ) -> None:
         self.blueprint, self.factory, self.run_id = blue, blue.factory, blue.settings["run"]
         self.seed, self.until, self.antithetic, self.bus, self.stop = seed, until, antithetic, bus, stop
-        self.names, self.objects = list(blue.names), list(blue.objects)
+        self.names, self.objects = blue.names, list(blue.objects)
         self.chunks: list[np.ndarray] = []  # of the trace, whole instants
         self.how: str | None = None  # how it ended
-        self._folded, self._published, self._alarms = (0, initial_state(blue.factory)), 0, 0
+        self._folded, self._published, self._alarms = None, 0, 0
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
-        self.R = np.zeros(4097 if record else 2, TRACE)
-        self.N[[C.ROWS_MAX, C.RECORD]] = len(self.R) - 1 if record else C.NEVER, record
+        self.R = np.empty(blue.room.get("rows", 4097) if record else 2, TRACE)
+        self.N[C.RECORD] = record
+        set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
         begin_run(self.N, self.F, self.R)
         schedule = blue.settings["schedule"]
@@ -2417,7 +2451,10 @@ class FastSimulation:
                 self.N[C.HOW] = C.STOPPED
                 end(self.N, self.F, self.R, C.STOPPED)
                 self._ended()
-        return Run(self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine)
+        disturbances = self.blueprint.settings["disturbances"]
+        return Run(
+            self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine, disturbances, self.antithetic
+        )
 
     def _go(self, limit: float, instants: int = C.NEVER) -> int:
         "Let the kernel run; make room where it needs some."
@@ -2437,11 +2474,12 @@ class FastSimulation:
         sort_many(self)
         settle(self.N, self.F, self.R)
         drain(self)
+        remember_room(self)
         if self.how is None:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #88db3b73
+# %% ../../nbs/twin/10_fast.ipynb #b868217d
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2457,8 +2495,23 @@ def _refuse_what_cannot_be(
     if endless and until is None:
         raise SimulationError(f"the source {endless[0]!r} never ends", "until", "say when to stop, or give it a limit")
     find_rule(rule)
-    if schedule is not None:
-        check_schedule(factory, schedule)
+
+
+_KNOWN: dict[tuple, Blueprint] = {}
+
+
+def known_blueprint(factory: Factory, schedule: Schedule | None = None, **settings: Any) -> Blueprint:
+    "The blueprint; the last ones are kept, with what their runs have taught of how much room they need."
+    key = id(factory), id(schedule), *sorted(settings.items())
+    found = _KNOWN.pop(key, None)
+    if found is None or found.factory is not factory or found.settings["schedule"] is not schedule:
+        if schedule is not None:
+            check_schedule(factory, schedule)
+        found = blueprint(factory, schedule, **settings)
+    _KNOWN[key] = found
+    while len(_KNOWN) > 16:
+        del _KNOWN[next(iter(_KNOWN))]
+    return found
 
 
 def check_schedule(factory: Factory, schedule: Schedule) -> None:  # raises ScheduleError
@@ -2483,25 +2536,49 @@ def fresh(
     antithetic: bool = False,
 ) -> np.ndarray:  # int64
     "The block of a run before it begins, with its own luck."
-    cells = blue.cells
-    jobs, routed = int(cells[C.N_JOBS]), any(p.routing is not None for p in blue.factory.products)
-    margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
-        :, C.S_MARGIN
-    ]
-    heap = int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512
-    draws = margins + 15
-    N = lay_out(
-        cells,
-        parts=min(jobs, 64) + 16,
-        heap=heap,
-        nodes=1024 if routed else 1,
-        log=2 * int(cells[C.LOG_SLACK]) + 1024,
-        draws=draws,
-    )
+    if blue.template is None:
+        blue.template = lay_out(blue.cells, **_room(blue))
+    N = blue.template.copy()
     N[C.SEED] = seed
     seed_all(blue, N, seed)
-    stock_up(blue, N, draws, antithetic)
+    stock_up(blue, N, _room(blue)["draws"], antithetic)
     return N
+
+
+def _room(blue: Blueprint) -> dict[str, Any]:
+    "How much room a run gets from the start: what others have needed."
+    if "draws" not in blue.room:
+        cells = blue.cells
+        margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
+            :, C.S_MARGIN
+        ]
+        routed = any(p.routing is not None for p in blue.factory.products)
+        blue.room |= {
+            "parts": min(int(cells[C.N_JOBS]), 64) + 16,
+            "heap": int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512,
+            "nodes": 1024 if routed else 1,
+            "log": 2 * int(cells[C.LOG_SLACK]) + 1024,
+            "draws": margins + 15,
+        }
+    return {name: size for name, size in blue.room.items() if name != "rows"}
+
+
+def remember_room(sim: FastSimulation) -> None:
+    "The next run of the blueprint gets as much room as this one has come to need."
+    N, blue = sim.N, sim.blueprint
+    rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
+    used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
+    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
+    room = {name: min(int(N[at]), 1 << 16) for name, at in _SIZES.items()} | {"draws": draws}
+    if any(np.any(size > blue.room[name]) for name, size in room.items()) and draws.sum() < 1 << 21:
+        blue.room |= {name: np.maximum(size, blue.room[name]) for name, size in room.items()}
+        blue.template = None
+    if N[C.RECORD]:
+        total = sum(map(len, sim.chunks)) + 2 * int(N[C.ROWS_SLACK])
+        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 16))
+
+
+_SIZES = {"parts": C.PARTS_MAX, "heap": C.HEAP_MAX, "nodes": C.NODES_MAX, "log": C.LOG_MAX}
 
 
 def make_room(sim: FastSimulation) -> None:
@@ -2511,18 +2588,19 @@ def make_room(sim: FastSimulation) -> None:
         raise crowded(mirror(sim))
     sort_many(sim)
     drain(sim)
-    if N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX] or len(sim.chunks) > 8:
-        rows = np.zeros(2 * len(sim.R), TRACE) if len(sim.R) < 1 << 20 or N[C.ROWS] > len(sim.R) // 2 else sim.R
+    if N[C.ROWS] > N[C.ROWS_ENOUGH] // 2 or (N[C.RECORD] and len(sim.R) < 1 << 18):
+        rows = np.zeros(2 * len(sim.R), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
-        sim.R, N[C.ROWS_MAX] = rows, len(rows) - 1
+        sim.R = rows
+        set_rows(sim)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     left, made, margin = rows[:, C.S_HAVE] - rows[:, C.S_USED], rows[:, C.S_MADE], rows[:, C.S_MARGIN]
     short = (rows[:, C.S_USED] > rows[:, C.S_ENOUGH]) | (left < made // 4)
     parts, heap, nodes, log = (int(N[k]) for k in (C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX))
     parts *= 2 if N[C.PARTS_LEFT] < 2 else 1
-    heap *= 2 if N[C.HEAP_N] + N[C.HEAP_SLACK] > heap else 1
+    heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
-    log *= 2 if N[C.SHORT] and not short.any() and N[C.NODES_LEFT] >= 2 else 1
+    log = max(log, 2 * int(N[C.LOG_NEED] + N[C.LOG_SLACK]))
     draws = np.where(short, np.minimum(made, 4096) + margin + 8, left)
     draws = np.maximum(draws, left)
     sim.N = lay_out(N, parts=parts, heap=heap, nodes=nodes, log=log, draws=draws)
@@ -2530,7 +2608,13 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #679a572d
+# %% ../../nbs/twin/10_fast.ipynb #bce199f5
+def set_rows(sim: FastSimulation) -> None:
+    "Tell the kernel how much room there is for its rows."
+    N, rows = sim.N, len(sim.R) - 1
+    N[[C.ROWS_MAX, C.ROWS_ENOUGH]] = rows, rows - N[C.ROWS_SLACK] if N[C.RECORD] else C.NEVER
+
+
 def sort_many(sim: FastSimulation) -> None:
     "Sort what has happened at one time."
     N, R = sim.N, sim.R
@@ -2555,6 +2639,7 @@ def drain(sim: FastSimulation) -> None:
         kind = int(N[at])
         if kind < 0:
             order = f"{sim.factory.sources[-1 - kind].id}-{int(N[at + 1]):07}"
+            sim.names = sim.names if sim.names is not sim.blueprint.names else list(sim.names)
             sim.names += [order, f"{order}-1"]
             at += 2
         else:
@@ -2572,7 +2657,7 @@ def word(sim: FastSimulation, name: str) -> int:
     "The number of a word, which may be new."
     drain(sim)
     if name not in sim.names:
-        sim.names.append(name)
+        sim.names = [*sim.names, name]
         sim.N[C.N_NAMES] += 1
     return sim.names.index(name)
 
@@ -2592,9 +2677,9 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows = rows.copy()
         table = np.where(codes < -1, len(sim.names) + np.arange(len(codes)), codes)
         rows["b"] = table[which]
-    return Trace(rows, list(names), list(sim.objects))
+    return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #245ab219
+# %% ../../nbs/twin/10_fast.ipynb #893efc5e
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2611,7 +2696,7 @@ def events(self: FastSimulation) -> list[Event]:
 def state(self: FastSimulation) -> FactoryState:  # the caller's own
     "The state now, with all events of this instant so far."
     drain(self)
-    done, state = self._folded
+    done, state = self._folded or (0, initial_state(self.factory))
     over = sum(map(len, self.chunks))
     whole = trace_of(self)
     fold(whole[done:over].events, state)
@@ -2630,7 +2715,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #dc5f6563
+# %% ../../nbs/twin/10_fast.ipynb #5b6f2043
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
@@ -2686,8 +2771,23 @@ def mirror(sim: FastSimulation) -> Plant:
         m.holds = [parts[p] for p in N[N[at + C.M_HOLDS] : N[at + C.M_HOLDS] + N[at + C.M_HELD]].tolist()]
         m.pieces = [Piece([], 0.0, 0.0)] * int(N[at + C.M_BUSY])
         m.kanbans = int(N[at + C.M_KANBANS])
-        _mirror_sequence(sim, plant, m, at, jobs, first, steps)
+        _mirror_sequence(sim, plant, m, at, jobs)
+    _mirror_promises(sim, plant, jobs)
     return plant
+
+
+def _mirror_promises(sim: FastSimulation, plant: Plant, jobs: dict[int, Job]) -> None:
+    N = sim.N
+    for k, places in enumerate(plant.places.values()):
+        b = int(N[C.BUFFERS]) + k * C.BUFFER
+        entries = N[N[b + C.B_ENTRY] : N[b + C.B_ENTRY] + N[b + C.B_ENTRIES] * C.ENTRY].reshape(-1, C.ENTRY).tolist()
+        if entries:
+            position = {}
+            for i, entry in enumerate(entries):
+                job, operation = jobs[int(N[entry[C.T_KEY] + C.Y_JOB])], int(N[entry[C.T_KEY] + C.Y_OPERATION])
+                position[job.id, sim.blueprint.visits[int(N[operation + C.O_INDEX])]] = i
+            room, missing = ([entry[at] for entry in entries] for at in (C.T_ROOM, C.T_MISSING))
+            places.promised = Promised(position, room, list(map(bool, missing)), int(N[b + C.B_ENTERING]))
 
 
 def _todo(N: np.ndarray, row: int) -> list[int]:
@@ -2703,17 +2803,13 @@ def _todo(N: np.ndarray, row: int) -> list[int]:
     return found
 
 
-def _mirror_sequence(
-    sim: FastSimulation, plant: Plant, m: Station, at: int, jobs: dict[int, Job], first: int, steps: list[Step]
-) -> None:
+def _mirror_sequence(sim: FastSimulation, plant: Plant, m: Station, at: int, jobs: dict[int, Job]) -> None:
     N, g = sim.N, int(sim.N[at + C.M_SEQUENCE])
     while g:
         keys = []
         for y in N[N[g + C.G_KEYS] : N[g + C.G_KEYS] + N[g + C.G_N]].tolist():
-            job = jobs[int(N[y + C.Y_JOB])]
-            route = plant.routes[job.product]
-            place = next(k for k in range(len(route)) if N[N[N[y + C.Y_JOB] + C.J_PLAN] + k] == y)
-            keys.append((job.id, route[place][0]))
+            operation = int(N[N[y + C.Y_OPERATION] + C.O_INDEX])
+            keys.append((jobs[int(N[y + C.Y_JOB])].id, sim.blueprint.visits[operation]))
         group = Group(keys, float(sim.F[g + C.G_START]))
         m.sequence.append(group)
         plant.plan.update((key, (m, group)) for key in keys)
