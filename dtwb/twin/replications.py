@@ -151,16 +151,18 @@ def plot_warm_up(
     data: xr.Dataset,  # of `warm_up`
     ax: Any = None,
 ) -> Any:  # the ax
-    "The runs, their mean, and what is left out."
+    "The mean of the runs, how far they spread, and what is left out."
     ax = plt.subplots(figsize=(7, 2.6), layout="constrained")[1] if ax is None else ax
     factor, unit, _ = display_unit(data.attrs["kpi"], data.value.attrs["units"], float(data["mean"].max()))
     hours = data.time / 3600
-    ax.plot(hours, data.value.T * factor, color="#999999", lw=0.6, alpha=0.6)
-    ax.plot(hours, data["mean"] * factor, color="#0072B2", lw=2)
+    low, high = (data.value.quantile(q, "replication") * factor for q in (0.1, 0.9))
+    ax.fill_between(hours, low, high, color="#56B4E9", alpha=0.35, lw=0, label="8 of 10 runs")
+    ax.plot(hours, data["mean"] * factor, color="#0072B2", lw=2, label="mean")
     end = data.attrs["warm_up"] / 3600
     ax.axvspan(0, end, color="#E69F00", alpha=0.2, lw=0)
     note = f"warm-up: {tell(end)} h" if data.attrs["enough"] else "too short to tell the warm-up"
     ax.set_title(note, loc="left")
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     ax.set(xlabel="time, h", ylabel=f"{kpi_words(data.attrs['kpi'])}{f', {unit}' if unit else ''}", xlim=(0, hours[-1]))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
