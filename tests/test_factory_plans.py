@@ -101,7 +101,7 @@ def test_what_a_rule_plans_comes_out_to_the_last_bit(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4])
     verify(problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False)
+    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
     assert run.how == "finished"
     assert rows(run.schedule) == rows(plan.schedule)
 
@@ -111,7 +111,7 @@ def test_what_the_solver_plans_comes_out_to_the_last_bit(seed):
     factory = plant(seed)
     plan = solve(Problem.from_factory(factory), "weighted_tardiness + 0.1*makespan", time_limit=1)
     verify(plan.problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False)
+    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
     assert rows(run.schedule) == rows(plan.schedule)
 
 
@@ -122,7 +122,7 @@ def test_no_delay_locks_up_a_plan(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4]).schedule
     for luck in range(3):
-        assert simulate(factory, plan, seed=luck).how == "finished"
+        assert simulate(factory, plan, seed=luck, engine="simpy").how == "finished"
 
 
 @pytest.mark.parametrize("seed", [7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19])

@@ -157,8 +157,8 @@ def _path(run: Run, machine: Machine, told: _Told) -> WearPath:
     work, batch = told.finished.get(machine.id, []), machine.batch_capacity > 1
     keep = [i for i, piece in enumerate(work) if not (batch and i and work[i - 1][0] == piece[0])]
     work = [work[i] for i in keep]  # a batch is one piece of work
-    steps = wear_steps(d, [took for _, took in work], run.seed, machine.id, getattr(run, "antithetic", False))
-    steps *= getattr(run, "disturbances", True)
+    steps = wear_steps(d, [took for _, took in work], run.seed, machine.id, run.antithetic)
+    steps *= run.disturbances
     knots = [(time, 1, step, False) for (time, _), step in zip(work, steps.tolist())]
     knots = sorted([*knots, *((time, 0, 0.0, True) for time in told.renewed.get(machine.id, []))], key=lambda k: k[:2])
     times, wear, renewed = [0.0], [0.0], [True]
@@ -189,8 +189,8 @@ def readings(
     found = []
     for id, path in wear_path(run).items():
         ends = np.flatnonzero(~path.renewed)
-        for sensor in sensors_of(run.factory.machine(id)):
-            u = uniforms(run.seed, id, f"sensor {sensor.id}", 0, len(ends))
+        for sensor in sensors_of(run.factory.machine(id)) if run.disturbances else ():
+            u = uniforms(run.seed, id, f"sensor {sensor.id}", 0, len(ends), run.antithetic)
             rows = {"time": path.time[ends], "value": signal(sensor, path.wear[ends], u)}
             found.append(pd.DataFrame(rows).assign(machine=id, sensor=sensor.id, unit=sensor.unit))
     columns = ["time", "machine", "sensor", "value", "unit"]
@@ -216,7 +216,7 @@ def telemetry(
     for j, m in enumerate(machines):
         path, at_work = truth[m.id], truth[m.id].running(time)
         for sensor in sensors_of(m):
-            u = uniforms(run.seed, m.id, f"sensor {sensor.id} every {every:g} s", first, len(time))
+            u = uniforms(run.seed, m.id, f"sensor {sensor.id} every {every:g} s", first, len(time), run.antithetic)
             shown = np.where(at_work, signal(sensor, path.at(time), u), np.nan)
             values.setdefault(sensor.id, np.full((len(time), len(machines)), np.nan, np.float32))[:, j] = shown
             units[sensor.id] = sensor.unit
