@@ -53,6 +53,14 @@ def spoil_cycle(plant):
     plant["products"][0]["operations"][0]["after"] = ["pack"]
 
 
+def spoil_mtbf(plant):
+    plant["machines"][0]["failure"]["mtbf"] = 0
+
+
+def spoil_routing(plant):
+    plant["products"][1]["routing"] = {"entry": {"press": 1}, "press": {"press": 1}}
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -60,6 +68,8 @@ def spoil_cycle(plant):
         (spoil_machine, ["products.arc.operations.press.modes.0.machine", "press_9"]),
         (spoil_duration, ["duration", "greater than 0", "-600"]),
         (spoil_cycle, ["products.arc.operations", "wait for each other"]),
+        (spoil_mtbf, ["machines.press_1.failure.mtbf.mean", "greater than 0, not 0"]),
+        (spoil_routing, ["products.block.routing.entry", "a route without end"]),
     ],
 )
 def test_factory(workbench, tmp_path, spoil, words, command="simulate"):

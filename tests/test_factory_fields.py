@@ -210,7 +210,7 @@ def factories(draw) -> dict:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(factories())
 def test_it_is_read_as_it_was_written(data):
     factory = parse_factory(data)

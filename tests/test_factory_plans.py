@@ -5,10 +5,11 @@ import random
 import pytest
 
 from dtwb.core.factory import Factory, parse_factory
-from dtwb.scheduling.problem import Problem, verify
+from dtwb.scheduling.problem import Problem, verify, violations
+from dtwb.scheduling.rescheduling import right_shifted
 from dtwb.scheduling.rules import dispatch, policies
 from dtwb.scheduling.solve import solve
-from dtwb.twin.simulation import simulate
+from dtwb.twin.simulation import Simulation, executed_schedule, simulate
 
 
 def plant(seed: int, rich: bool = True) -> Factory:
@@ -82,7 +83,10 @@ def plant(seed: int, rich: bool = True) -> Factory:
             "buffers": buffers,
             "materials": [{"id": "part", "stock": 20}],
             "machines": machines,
-            "operators": [{"id": "anna", "skills": ["weld"]}, {"id": "ben", "skills": ["check", "weld"]}],
+            "operators": [
+                {"id": "anna", "skills": ["weld"]},
+                {"id": "ben", "skills": ["check", "weld"]} | ({"calendar": "day"} if rich and maybe(0.3) else {}),
+            ],
             "transport": {"speed": rng.choice([1, 5]), "handling": 0 if close else rng.choice([0, 5])},
             "products": products,
             "orders": orders,
@@ -100,7 +104,7 @@ def test_what_a_rule_plans_comes_out_to_the_last_bit(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4])
     verify(problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False)
+    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
     assert run.how == "finished"
     assert rows(run.schedule) == rows(plan.schedule)
 
@@ -110,7 +114,7 @@ def test_what_the_solver_plans_comes_out_to_the_last_bit(seed):
     factory = plant(seed)
     plan = solve(Problem.from_factory(factory), "weighted_tardiness + 0.1*makespan", time_limit=1)
     verify(plan.problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False)
+    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
     assert rows(run.schedule) == rows(plan.schedule)
 
 
@@ -121,4 +125,23 @@ def test_no_delay_locks_up_a_plan(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4]).schedule
     for luck in range(3):
-        assert simulate(factory, plan, seed=luck).how == "finished"
+        assert simulate(factory, plan, seed=luck, engine="simpy").how == "finished"
+
+
+@pytest.mark.parametrize("seed", [7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19])
+def test_any_moment_is_read_so_well_that_the_rest_of_the_plan_is_met(seed):
+    "What is under way on which server, what waits for a kanban, what is open for how long."
+    factory = plant(seed)
+    problem = Problem.from_factory(factory)
+    plan = dispatch(problem, policies(problem)[seed % 4]).schedule
+    for share in (0.2, 0.45, 0.7):
+        sim = Simulation(factory, plan, disturbances=False)
+        sim.run_until(round(plan.makespan * share))
+        here = Problem.from_factory(factory, sim.state(), sim.now)
+        rest = right_shifted(here, plan)
+        assert not violations(here, rest)
+        sim.set_schedule(rest.schedule, "again")
+        sim.run_until(1e9)
+        assert sim.how == "finished"
+        done = rows(executed_schedule(sim.events))
+        assert all(done[key][1] <= start + 1e-6 for key, (_, start, _) in rows(rest.schedule).items())

@@ -155,11 +155,12 @@ orders: [{id: o, product: a, quantity: 90}]
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_what_was_recorded_is_what_is_rebuilt(seed):
+@pytest.mark.parametrize("seed, engine, antithetic", [(1, "simpy", False), (2, "simpy", True), (3, "fast", False)])
+def test_what_was_recorded_is_what_is_rebuilt(seed, engine, antithetic):
     "With servers side by side, batches, work that stops at the end of a shift, failures and maintenance."
     factory = Factory.model_validate(yaml.safe_load(HARD))
-    run = simulate(factory, rule="fifo", seed=seed, record_sensors=True)
+    how = {"rule": "fifo", "seed": seed, "engine": engine, "antithetic": antithetic}
+    run = simulate(factory, **how, record_sensors=True)
     told = [(e.time, e.subject, e.sensor, e.value, e.unit) for e in run.events if e.kind == "SensorRead"]
     kinds = {e.kind for e in run.events}
     assert {"OperationInterrupted", "MaintenanceFinished", "MachineRepaired"} <= kinds and len(told) > 200
@@ -168,8 +169,15 @@ def test_what_was_recorded_is_what_is_rebuilt(seed):
         (time, machine, sensor, unit) for time, machine, sensor, _, unit in told
     ]
     np.testing.assert_allclose(rebuilt.value, [value for *_, value, _ in told], rtol=1e-9)
-    quiet = simulate(factory, rule="fifo", seed=seed)
+    quiet = simulate(factory, **how)
     np.testing.assert_array_equal(readings(quiet).value, rebuilt.value)
+
+
+def test_without_disturbances_nothing_wears_and_nothing_is_read():
+    factory = Factory.model_validate(yaml.safe_load(HARD))
+    run = simulate(factory, rule="fifo", disturbances=False, record_sensors=True, engine="simpy")
+    assert not [e for e in run.events if e.kind == "SensorRead"] and readings(run).empty
+    assert all(path.wear.max() == 0 for path in wear_path(run).values())
 
 
 def test_telemetry_shows_the_wear_where_there_is_no_noise():

@@ -54,6 +54,7 @@ class MachineState:
     setup_until: float = 0.0  # s
     down_since: float | None = None  # s; None: it is neither broken nor in maintenance
     maintenance_until: float | None = None  # s, as planned
+    maintained: float = 0.0  # s, when its last maintenance ended
     failures: int = 0
     defects: int = 0  # traced to it since its last maintenance
     predicted_failure: float | None = None  # s
@@ -116,6 +117,7 @@ class FactoryState:
     jobs: dict[str, JobState] = field(default_factory=dict)
     buffers: dict[str, int] = field(default_factory=dict)  # places taken
     materials: dict[str, float] = field(default_factory=dict)  # stock after the last arrival
+    delivered: dict[str, float] = field(default_factory=dict)  # material -> s of that arrival
     orders: dict[str, float] = field(default_factory=dict)  # order -> s of its release
     alarms: dict[str, Alarm] = field(default_factory=dict)
     vehicles: dict[str, VehicleState] = field(default_factory=dict)
@@ -171,6 +173,7 @@ def copy_state(
         jobs=jobs,
         buffers=state.buffers.copy(),
         materials=state.materials.copy(),
+        delivered=state.delivered.copy(),
         orders=state.orders.copy() if orders is None else orders,
         alarms={id: replace(alarm) for id, alarm in state.alarms.items()},
         vehicles={id: replace(vehicle) for id, vehicle in state.vehicles.items()},
@@ -276,6 +279,7 @@ def _maintained(state: FactoryState, e: ev.MaintenanceFinished):
     if m.maintenance_until is None:
         _refuse("the machine was not in maintenance", e)
     m.down_since, m.maintenance_until, m.defects, m.predicted_failure = None, None, 0, None
+    m.maintained = e.time
 
 
 def _predicted(state: FactoryState, e: ev.FailurePredicted):
@@ -325,7 +329,7 @@ def _buffer(state: FactoryState, e: ev.BufferChanged):
 
 
 def _material(state: FactoryState, e: ev.MaterialArrived):
-    state.materials[e.subject] = e.stock
+    state.materials[e.subject], state.delivered[e.subject] = e.stock, e.time
 
 # %% ../../nbs/core/50_state.ipynb #6243f85a
 def _inspected(state: FactoryState, e: ev.PartInspected):

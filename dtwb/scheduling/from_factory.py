@@ -140,13 +140,34 @@ def _setups(machine: Machine, families: Iterable[str], tick: float) -> tuple[tup
 def _windows(reader: _Reader, machine: Machine, end: float, last: float) -> tuple[tuple[int, int], ...] | None:
     "When `machine` may start, in ticks from now, until `end` s; `last`: when its last maintenance ended, s."
     calendar, breaks = reader.factory.calendar(machine.id), list(_maintained(machine, last, end))
-    if calendar is None and not breaks:
+    staffed = None if calendar else _staffed(reader, machine, end)
+    if calendar is None and not breaks and staffed is None:
         return None
-    seconds = open_windows(calendar, reader.now, end)
+    seconds = open_windows(calendar, reader.now, end) if staffed is None else staffed
     for c, d in breaks:
         seconds = [piece for a, b in seconds for piece in ((a, min(b, c)), (max(a, d), b)) if piece[0] < piece[1]]
-    windows = ((ticks_up(a - reader.now, reader.tick), ticks_up(b - reader.now, reader.tick)) for a, b in seconds)
+    ends = ticks_up if machine.closing == "overrun" else ticks_down  # the last start, or the end of all work
+    windows = ((ticks_up(a - reader.now, reader.tick), ends(b - reader.now, reader.tick)) for a, b in seconds)
     return tuple((a, b) for a, b in windows if a < b)
+
+
+def _staffed(reader: _Reader, machine: Machine, end: float) -> list[tuple[float, float]] | None:  # s
+    "When somebody is there who can do something on `machine`; None: always."
+    factory, found = reader.factory, set()
+    for operation in (operation for product in factory.products for operation in product.operations):
+        if any(mode.machine == machine.id for mode in operation.modes):
+            able = [who.calendar for who in factory.operators if any(skill in who.skills for skill in operation.needs)]
+            if not operation.needs or None in able:
+                return None
+            found.update(able)
+    calendars = [calendar for calendar in factory.calendars if calendar.id in found]
+    windows: list[tuple[float, float]] = []
+    for a, b in sorted(window for calendar in calendars for window in open_windows(calendar, reader.now, end)):
+        if windows and a <= windows[-1][1]:
+            windows[-1] = windows[-1][0], max(b, windows[-1][1])
+        else:
+            windows.append((a, b))
+    return windows if found else None
 
 
 def _maintained(machine: Machine, last: float, end: float) -> Iterable[tuple[float, float]]:  # s
@@ -165,7 +186,8 @@ def _interval(machine: Machine) -> float | None:  # s
 def _with_windows(reader: _Reader, problem: Problem, state: FactoryState) -> Problem:
     "`problem` with the calendars of its machines and the tariff, as far as any plan can reach."
     factory = reader.factory
-    calendars = [c for machine in factory.machines if (c := factory.calendar(machine.id))]
+    used = {thing.calendar for thing in (*factory.machines, *factory.operators)}
+    calendars = [c for c in factory.calendars if c.id in used]
     periods = [(c.period, len(c.open)) for c in calendars]
     periods += [(interval, 1) for machine in factory.machines if (interval := _interval(machine))]
     last = {machine.id: _last_maintained(state, machine.id, reader.now) for machine in factory.machines}
@@ -188,7 +210,7 @@ def _last_maintained(state: FactoryState, machine: str, now: float) -> float:  #
     if known is None:
         return 0.0
     under_way = known.maintenance_until if known.down_since is not None else None
-    return under_way or getattr(known, "maintained", 0.0)
+    return under_way or known.maintained
 
 
 def _tariff(reader: _Reader, end: float) -> tuple[tuple[int, float], ...]:  # (from tick, price)
@@ -328,7 +350,7 @@ def stock_now(
     "How much of `material` is there at `now`."
     found = factory.material(material)
     since = max((time for time, _ in found.arrivals if time <= now), default=-math.inf)
-    since = getattr(state, "delivered", {}).get(material, since)
+    since = state.delivered.get(material, since)
     taken = 0.0
     for job in state.jobs.values():
         visits = [(visit, start) for visit, _, start, _ in job.done]

@@ -823,6 +823,10 @@ def _on_servers(problem: Problem, found: dict[int, tuple[int, int]]) -> dict[int
     servers: dict[str, dict[int, int]] = defaultdict(dict)  # machine -> its numbers, and when each is free
     for m, machine in enumerate(problem.machines):
         servers[machine_of(machine.id)][m] = 0
+    for o, (j, k) in enumerate(problem.operations):
+        if problem.is_started(o):
+            (mode,) = problem.jobs[j].operations[k].modes
+            servers[machine_of(problem.machines[mode.machine].id)][mode.machine] = mode.duration
     spread = {}
     for o, (m, start) in sorted(found.items(), key=lambda item: item[1][1]):
         free = servers[machine_of(problem.machines[m].id)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seed_streams', 'uniform_numbers', 'Blueprint', 'blueprint', 'book_rows', 'lay_out', 'seed_all', 'stock_up']
 
-# %% ../../nbs/twin/07_blueprint.ipynb #443415a5
+# %% ../../nbs/twin/07_blueprint.ipynb #071d2412
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from ..core.schedule import Schedule
 from ..core.streams import generator, within
 from . import cells as C
 
-# %% ../../nbs/twin/07_blueprint.ipynb #d3191e52
+# %% ../../nbs/twin/07_blueprint.ipynb #8b18e469
 _32 = 0xFFFFFFFF
 _COMPILED = not config.DISABLE_JIT
 
@@ -120,7 +120,7 @@ def uniform_numbers(N, F, s, at, n):
         F[at + k] = float(value >> np.uint64(11)) * 2.0**-53
     N[s + C.S_STATE], N[s + C.S_STATE_1] = np.int64(high), np.int64(low)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #1f5d1a83
+# %% ../../nbs/twin/07_blueprint.ipynb #c7c13d98
 def _by_numpy_seeded(seed: int, names: list[tuple[str, str]], N: np.ndarray) -> None:
     for k, (thing, purpose) in enumerate(names):
         state: Any = generator(seed, thing, purpose).bit_generator.state["state"]
@@ -142,7 +142,7 @@ def _by_numpy(N: np.ndarray, F: np.ndarray, s: int, at: int, n: int) -> None:
     state: Any = bits.state["state"]["state"]
     N[s + C.S_STATE : s + C.S_STATE + 2].view(np.uint64)[:] = state >> 64, state & (2**64 - 1)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #d937dd30
+# %% ../../nbs/twin/07_blueprint.ipynb #71d3979b
 @dataclass(eq=False)
 class Blueprint:
     "A factory, a rule or a plan, and how they are to be run, in numbers."
@@ -209,7 +209,7 @@ class _Book:
             self.margins.append(margin)
         return self.streams[key]
 
-# %% ../../nbs/twin/07_blueprint.ipynb #ed3ebe26
+# %% ../../nbs/twin/07_blueprint.ipynb #c5fa32fd
 def blueprint(
     factory: Factory,
     schedule: Schedule | None = None,  # to execute; None: the dispatching rule
@@ -692,7 +692,7 @@ def _time_to_enter(start: float, travel: float) -> float:  # s
         time = math.nextafter(time, -math.inf)
     return time
 
-# %% ../../nbs/twin/07_blueprint.ipynb #a8cd5f42
+# %% ../../nbs/twin/07_blueprint.ipynb #bc1a7b30
 def lay_out(
     cells: np.ndarray,  # a blueprint's, or a block that has become too small
     *,
@@ -710,6 +710,7 @@ def lay_out(
     kept = n if fresh else n + int(old[C.PARTS_MAX]) * size
     N[:kept] = old[:kept]
     N[[C.HEAP, C.NODES, C.LOG, C.DRAWS]] = starts[1:5]
+    N[C.HEAP_ENOUGH] = heap - N[C.HEAP_SLACK] - 1
     N[[C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX, C.DRAWS_MAX]] = parts, heap, nodes, log, int(draws.sum())
     _chain(N, n + int(old[C.PARTS_MAX]) * size, n + parts * size, size, C.PART_FREE, C.PARTS_LEFT)
     if not fresh:

@@ -19,10 +19,11 @@ from scipy import stats
 from ..core.errors import SimulationError
 from ..core.events import Event
 from ..core.factory import Factory
-from ..core.parallel import pmap
+from ..core.parallel import Stopped
+from ..core.trace import Trace
 from .changes import Scenario
 from .kpis import status_intervals
-from .scenarios import BETTER, compare, display_unit, draws_of, kpi_words, replicate, tell
+from .scenarios import BETTER, compare, display_unit, draws_of, kpi_words, replicate, share_out, tell
 from .simulation import simulate
 
 # %% ../../nbs/twin/48_bottleneck.ipynb #bf1523b1
@@ -30,7 +31,7 @@ ACTIVE = "RUNNING", "SETUP", "ERROR", "MAINTENANCE"
 
 
 def active_periods(
-    events: Sequence[Event],  # of one run, or of a plant
+    events: Trace | Sequence[Event],  # of one run, or of a plant
     machines: Sequence[str],  # their ids
     end: float | None = None,  # s; None: the last event
 ) -> pd.DataFrame:  # machine, start s, end s: the pieces; period: its number; length: of the whole period, s
@@ -109,7 +110,7 @@ def find_bottleneck(
     end: float | None = None,  # s; None: the end of each run
     confidence: float = 0.95,
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -122,10 +123,13 @@ def find_bottleneck(
     def shares(draw: tuple[int, int, bool]) -> np.ndarray:
         luck: dict[str, Any] = {"seed": draw[1]}
         run = simulate(factory, **settings | luck)
-        return bottleneck_shares(active_periods(run.events, machines, end), machines, start, end).to_numpy()
+        return bottleneck_shares(active_periods(run.trace, machines, end), machines, start, end).to_numpy()
 
     options = {"workers": workers, "executor": executor, "progress": progress, "stop": stop}
-    values = np.array(pmap(shares, draws_of(n, seed), **options))
+    done, stopped = share_out(shares, draws_of(n, seed), **options)
+    if len(done) < 2:
+        raise Stopped(dict(enumerate(done)), n)
+    values, n = np.array(done), len(done)
     mean, quantile = np.nanmean(values, 0), stats.t.ppf((1 + confidence) / 2, n - 1)
     data = {
         name: ("machine", mean[:, i]) for i, name in enumerate(("sole", "shifting", "bottleneck", "mean_active_period"))
@@ -137,7 +141,7 @@ def find_bottleneck(
     result = xr.Dataset(data | more, {"machine": machines, "replication": np.arange(n)}, {"confidence": confidence})
     for name in result.data_vars:
         result[name].attrs["units"] = "s" if name == "mean_active_period" else "1"
-    return result
+    return result.assign_attrs({"stopped": stopped} if stopped else {})
 
 # %% ../../nbs/twin/48_bottleneck.ipynb #f649ea17
 def plot_bottleneck(
@@ -215,7 +219,7 @@ def what_helps(
     start: float = 0.0,  # s
     end: float | None = None,  # s
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`

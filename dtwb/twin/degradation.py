@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['wear_steps', 'defect_probability', 'first_passage', 'WearPath', 'wear_path', 'signal', 'readings', 'telemetry',
-           'hidden', 'plot_wear']
+           'write_telemetry', 'hidden', 'plot_wear']
 
 # %% ../../nbs/twin/20_degradation.ipynb #bc7a024d
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from ..core.errors import SimulationError
 from ..core.events import MachineStatus
 from ..core.factory import Degradation, Factory, Machine, sensors_of
 from ..core.streams import uniforms
+from ..core.trace import KIND, Trace
+from ..store.telemetry import append_telemetry
 from .simulation import Run
 
 # %% ../../nbs/twin/20_degradation.ipynb #94c17b71
@@ -107,11 +110,20 @@ def wear_path(
     run: Run,
 ) -> dict[str, WearPath]:  # of each machine that wears
     "The hidden truth of a run, from its events and its seed."
-    told = _Told()
-    for event in run.events:
+    trace, told = run.trace, _Told()
+    wears = {m.id for m in run.factory.machines if m.degradation}
+    heard = np.isin(trace.rows["kind"], [KIND[name] for name in _HEARD])
+    heard &= np.array([name in wears for name in trace.names], bool)[trace.rows["subject"]]
+    for event in Trace(trace.rows[heard], trace.names, trace.objects):
         told.hear(event)
-    end = run.events[-1].time if run.events else 0.0
-    return {m.id: _path(run, m, told, end) for m in run.factory.machines if m.degradation}
+    return {m.id: _path(run, m, told) for m in run.factory.machines if m.id in wears}
+
+
+_HEARD = "OperationStarted OperationInterrupted OperationFinished MaintenanceFinished MachineStatusChanged".split()
+
+
+def _end(run: Run) -> float:  # s
+    return float(run.trace.rows["time"][-1]) if len(run.trace) else 0.0
 
 
 class _Told:
@@ -139,14 +151,14 @@ class _Told:
                 self.turns.setdefault(machine, []).append((time, new == MachineStatus.RUNNING))
 
 
-def _path(run: Run, machine: Machine, told: _Told, end: float) -> WearPath:
+def _path(run: Run, machine: Machine, told: _Told) -> WearPath:
     d = machine.degradation
     assert d is not None
     work, batch = told.finished.get(machine.id, []), machine.batch_capacity > 1
     keep = [i for i, piece in enumerate(work) if not (batch and i and work[i - 1][0] == piece[0])]
     work = [work[i] for i in keep]  # a batch is one piece of work
-    steps = wear_steps(d, [took for _, took in work], run.seed, machine.id, getattr(run, "antithetic", False))
-    steps *= getattr(run, "disturbances", True)
+    steps = wear_steps(d, [took for _, took in work], run.seed, machine.id, run.antithetic)
+    steps *= run.disturbances
     knots = [(time, 1, step, False) for (time, _), step in zip(work, steps.tolist())]
     knots = sorted([*knots, *((time, 0, 0.0, True) for time in told.renewed.get(machine.id, []))], key=lambda k: k[:2])
     times, wear, renewed = [0.0], [0.0], [True]
@@ -157,7 +169,7 @@ def _path(run: Run, machine: Machine, told: _Told, end: float) -> WearPath:
     turns = told.turns.get(machine.id, [])
     ends = [time for time, runs in turns if not runs]
     starts = [time for time, runs in turns if runs]
-    ends += [end] * (len(starts) - len(ends))
+    ends += [_end(run)] * (len(starts) - len(ends))
     return WearPath(machine.id, *map(np.array, (times, wear, renewed, starts, ends)))
 
 # %% ../../nbs/twin/20_degradation.ipynb #4cd83cea
@@ -177,8 +189,8 @@ def readings(
     found = []
     for id, path in wear_path(run).items():
         ends = np.flatnonzero(~path.renewed)
-        for sensor in sensors_of(run.factory.machine(id)):
-            u = uniforms(run.seed, id, f"sensor {sensor.id}", 0, len(ends))
+        for sensor in sensors_of(run.factory.machine(id)) if run.disturbances else ():
+            u = uniforms(run.seed, id, f"sensor {sensor.id}", 0, len(ends), run.antithetic)
             rows = {"time": path.time[ends], "value": signal(sensor, path.wear[ends], u)}
             found.append(pd.DataFrame(rows).assign(machine=id, sensor=sensor.id, unit=sensor.unit))
     columns = ["time", "machine", "sensor", "value", "unit"]
@@ -204,7 +216,7 @@ def telemetry(
     for j, m in enumerate(machines):
         path, at_work = truth[m.id], truth[m.id].running(time)
         for sensor in sensors_of(m):
-            u = uniforms(run.seed, m.id, f"sensor {sensor.id} every {every:g} s", first, len(time))
+            u = uniforms(run.seed, m.id, f"sensor {sensor.id} every {every:g} s", first, len(time), run.antithetic)
             shown = np.where(at_work, signal(sensor, path.at(time), u), np.nan)
             values.setdefault(sensor.id, np.full((len(time), len(machines)), np.nan, np.float32))[:, j] = shown
             units[sensor.id] = sensor.unit
@@ -219,13 +231,27 @@ def telemetry(
 
 
 def _grid(run: Run, every: float, start: float, end: float | None) -> tuple[np.ndarray, int]:  # s, and the first sample
-    end = (run.events[-1].time if run.events else 0.0) if end is None else end
+    end = _end(run) if end is None else end
     first, last = int(np.ceil(max(start, 0.0) / every - 1e-9)), int(np.floor(end / every + 1e-9))
     return every * np.arange(first, last + 1), first
 
 
 def _coordinates(time: np.ndarray, machines: list[str]) -> dict[str, Any]:
     return {"time": ("time", time, {"units": "s", "long_name": "time since the run's start"}), "machine": machines}
+
+# %% ../../nbs/twin/20_degradation.ipynb #13f5045b
+def write_telemetry(
+    run: Run,
+    path: Path | str,  # of the zarr, telemetry.zarr in a run's folder; rows are added where there are some
+    every: float = 60.0,  # s
+    rows: int = 1440,  # in a chunk
+) -> int:  # rows in it
+    "Write what the sensors show, chunk by chunk."
+    truth, written = wear_path(run), 0
+    for first in range(0, int(_end(run) / every + 1e-9) + 1, rows):
+        last = min((first + rows - 1) * every, _end(run))
+        written = append_telemetry(path, telemetry(run, every, first * every, last, truth), chunk=rows)
+    return written
 
 # %% ../../nbs/twin/20_degradation.ipynb #9bb338eb
 def hidden(

@@ -7,23 +7,24 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'MAINTENANCE_FINISHED', 'MAINTENANCE_STARTED', 'MATERIAL_ARRIVED', 'OPERATION_FINISHED',
            'OPERATION_INTERRUPTED', 'OPERATION_STARTED', 'ORDER_RELEASED', 'PART_INSPECTED', 'PART_MOVED',
            'PART_REWORKED', 'PART_SCRAPPED', 'RUN_ENDED', 'RUN_STARTED', 'SCHEDULE_CHANGED', 'SENSOR_READ',
-           'SETUP_STARTED', 'STATUS_CHANGED', 'BIT', 'push', 'pop', 'wake', 'draw', 'emit', 'settle', 'flag', 'unflag',
-           'next_flag', 'touch', 'touch_all', 'drop', 'contains', 'unlink', 'link', 'mode_of', 'travel', 'visit_name',
-           'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open', 'has_stock',
-           'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'stop_waiting', 'note_level',
-           'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next', 'stands_ready',
-           'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one', 'set_out', 'rest_of',
-           'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for', 'open_so_long', 'pick',
-           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
-           'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
-           'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
-           'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'break_down', 'repaired',
-           'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
-           'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
-           'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation', 'check_schedule', 'say_plan', 'fresh',
-           'make_room', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'SETUP_STARTED', 'STATUS_CHANGED', 'quick', 'BIT', 'push', 'pop', 'wake', 'draw', 'emit', 'settle', 'flag',
+           'unflag', 'next_flag', 'touch', 'touch_all', 'drop', 'contains', 'unlink', 'link', 'mode_of', 'travel',
+           'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
+           'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'stop_waiting',
+           'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next',
+           'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one',
+           'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for',
+           'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable',
+           'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest',
+           'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route',
+           'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew',
+           'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part',
+           'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release',
+           'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation',
+           'check_schedule', 'say_plan', 'fresh', 'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of',
+           'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #b083a5df
+# %% ../../nbs/twin/10_fast.ipynb #76604fbc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #afa2e5b1
+# %% ../../nbs/twin/10_fast.ipynb #5d8b771f
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -69,82 +70,66 @@ SCHEDULE_CHANGED = KIND["ScheduleChanged"]
 SENSOR_READ = KIND["SensorRead"]
 SETUP_STARTED = KIND["SetupStarted"]
 STATUS_CHANGED = KIND["MachineStatusChanged"]
+quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: arrays are passed for free
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #a5e42bf2
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #dbc3ad52
+@quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
     N[C.LIVE] += live
     N[C.PLANNED_CALLS] += 1
-    order, k = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N]
+    order, k, base = N[C.PLANNED_CALLS] + late * C.LATE, N[C.HEAP_N], N[C.HEAP]
     N[C.HEAP_N] = k + 1
-    base = N[C.HEAP]
+    if k > N[C.HEAP_ENOUGH]:
+        N[C.SHORT] = 1
+    v = base + k * C.EVENT
     while k > 0:
-        up = (k - 1) >> 1
-        u = base + up * C.EVENT
+        k = (k - 1) >> 1
+        u = base + k * C.EVENT
         if F[u] < time or (F[u] == time and N[u + 1] < order):
             break
-        v = base + k * C.EVENT
-        F[v] = F[u]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[u + i]
-        k = up
-    v = base + k * C.EVENT
-    F[v] = time
-    N[v + 1] = order
-    N[v + 2] = 2 * code + live
-    N[v + 3] = a
-    N[v + 4] = b
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, a << 6 | code << 1 | live, b
 
 
-@kernel
+@quick
 def pop(N, F):
-    "Take the first event off the heap; it stands behind its end then."
+    "Take the first event off the heap, to two cells of the head."
     base, n = N[C.HEAP], N[C.HEAP_N] - 1
     N[C.HEAP_N] = n
+    N[C.WHAT], N[C.WHICH] = N[base + 2], N[base + 3]
+    if n == 0:
+        return
     last = base + n * C.EVENT
-    time, order, code, a, b = F[last], N[last + 1], N[last + 2], N[last + 3], N[last + 4]
-    F[last] = F[base]
-    for i in range(1, C.EVENT):
-        N[last + i] = N[base + i]
-    k = 0
+    time, order, k, v = F[last], N[last + 1], 0, base
     while True:
-        child = 2 * k + 1
-        if child >= n:
+        k = 2 * k + 1
+        if k >= n:
             break
-        c = base + child * C.EVENT
-        if child + 1 < n:
-            d = c + C.EVENT
-            if F[d] < F[c] or (F[d] == F[c] and N[d + 1] < N[c + 1]):
-                child += 1
-                c = d
-        if time < F[c] or (time == F[c] and order < N[c + 1]):
+        u = base + k * C.EVENT
+        if k + 1 < n:
+            w = u + C.EVENT
+            if F[w] < F[u] or (F[w] == F[u] and N[w + 1] < N[u + 1]):
+                k += 1
+                u = w
+        if time < F[u] or (time == F[u] and order < N[u + 1]):
             break
-        v = base + k * C.EVENT
-        F[v] = F[c]
-        for i in range(1, C.EVENT):
-            N[v + i] = N[c + i]
-        k = child
-    if n > 0:
-        v = base + k * C.EVENT
-        F[v] = time
-        N[v + 1] = order
-        N[v + 2] = code
-        N[v + 3] = a
-        N[v + 4] = b
-    return last
+        F[v], N[v + 1], N[v + 2], N[v + 3] = F[u], N[u + 1], N[u + 2], N[u + 3]
+        v = u
+    F[v], N[v + 1], N[v + 2], N[v + 3] = time, order, N[last + 2], N[last + 3]
 
 
-@kernel
+@quick
 def wake(N, F, time):
     "Have an instant at `time`, because something may become possible then."
     if time > F[C.NOW]:
         push(N, F, time, C.WAKE, 0, 0, 0, 1)
 
 
-@kernel
+@quick
 def draw(N, F, s):
     "The next number of stream `s`."
     k = N[s + C.S_USED]
@@ -154,7 +139,7 @@ def draw(N, F, s):
     return F[N[C.DRAWS] + N[s + C.S_AT] + k]
 
 
-@kernel
+@quick
 def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
     "Write an event down; until the instant is over its time column holds what it is sorted by."
     N[C.COUNTS + kind] += 1
@@ -162,6 +147,8 @@ def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
         return
     n = N[C.ROWS]
     N[C.ROWS] = n + 1
+    if n > N[C.ROWS_ENOUGH]:
+        N[C.SHORT] = 1
     row = R[n]
     row["time"] = PRIORITY[kind] * C.RANKS + rank
     row["kind"] = kind
@@ -176,43 +163,41 @@ def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
     row["z"] = z
 
 
-@kernel
+@quick
 def settle(N, F, R):
-    "Sort the events of the time that is over, and give them that time: insertion sort, they are few."
-    first, n = N[C.FIRST], N[C.ROWS]
-    if n - first > 64:
-        order = np.argsort(R["time"][first:n], kind="mergesort")
-        R[first:n] = R[first:n][order]
-    else:
-        spare = N[C.ROWS_MAX]
-        for i in range(first + 1, n):
-            key = R[i]["time"]
-            if R[i - 1]["time"] > key:
-                R[spare] = R[i]
-                k = i
-                while k > first and R[k - 1]["time"] > key:
-                    R[k] = R[k - 1]
-                    k -= 1
-                R[k] = R[spare]
+    "Sort the events of the time that is over, and give them that time; False: they are many, and the driver sorts them first."
+    first, n, spare = N[C.FIRST], N[C.ROWS], N[C.ROWS_MAX]
+    if n - first > 64 and N[C.SORTED] != n:
+        return False
+    for i in range(first + 1, n):
+        key = R[i]["time"]
+        if R[i - 1]["time"] > key:
+            R[spare] = R[i]
+            k = i
+            while k > first and R[k - 1]["time"] > key:
+                R[k] = R[k - 1]
+                k -= 1
+            R[k] = R[spare]
     for i in range(first, n):
         R[i]["time"] = F[C.INSTANT]
     N[C.FIRST] = n
+    return True
 
-# %% ../../nbs/twin/10_fast.ipynb #3f308491
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #f3e08914
+@quick
 def flag(N, words, m):
     "Set the machine's bit."
     k = N[m + C.M_INDEX]
     N[words + (k >> 5)] |= 1 << (k & 31)
 
 
-@kernel
+@quick
 def unflag(N, words, m):
     k = N[m + C.M_INDEX]
     N[words + (k >> 5)] &= ~(1 << (k & 31))
 
 
-@kernel
+@quick
 def next_flag(N, words, k):
     "The first machine from number `k` on whose bit is set; 0: none."
     w, count = k >> 5, N[C.WORDS]
@@ -227,7 +212,7 @@ def next_flag(N, words, k):
     return N[C.MACHINES] + (32 * w + BIT[(bits & -bits) % 37]) * C.MACHINE
 
 
-@kernel
+@quick
 def touch(N, F, m):
     "Something about the machine has changed: whether there is anything for it to do, and that its status may be another."
     flag(N, N[C.TOUCHED], m)
@@ -251,14 +236,14 @@ def touch(N, F, m):
         unflag(N, N[C.WATCH], m)
 
 
-@kernel
+@quick
 def touch_all(N, F, b):
     "All machines of a buffer."
     for k in range(N[b + C.B_MACHINES]):
         touch(N, F, N[N[b + C.B_MACHINE] + k])
 
 
-@kernel
+@quick
 def drop(N, at, count, p):
     "Take `p` out of the list of N[count] at `at`; whether it was there."
     n = N[count]
@@ -271,7 +256,7 @@ def drop(N, at, count, p):
     return False
 
 
-@kernel
+@quick
 def contains(N, at, n, p):
     for k in range(n):
         if N[at + k] == p:
@@ -279,7 +264,7 @@ def contains(N, at, n, p):
     return False
 
 
-@kernel
+@quick
 def unlink(N, head, p, after):
     "Take `p` out of the chain whose first and last are at `head` and `head` + 1, through its fields `after` and `after` + 1."
     following, previous = N[p + after], N[p + after + 1]
@@ -295,7 +280,7 @@ def unlink(N, head, p, after):
     N[p + after + 1] = 0
 
 
-@kernel
+@quick
 def link(N, head, p, after):
     "Put `p` at the end of that chain."
     last = N[head + 1]
@@ -308,7 +293,7 @@ def link(N, head, p, after):
     N[head + 1] = p
 
 
-@kernel
+@quick
 def mode_of(N, o, m):
     "The way in which operation `o` is done on machine `m`; 0: it cannot be."
     k = N[o + C.O_MODE]
@@ -319,12 +304,12 @@ def mode_of(N, o, m):
     return 0
 
 
-@kernel
+@quick
 def travel(N, F, origin, destination):
     return F[N[C.TRAVEL] + origin * (N[C.N_MACHINES] + 1) + destination]
 
 
-@kernel
+@quick
 def visit_name(N, p, o):
     "The word for the part's next visit to `o`, or a number below -1 for a later one, for which there is no word yet."
     k = N[p + C.P_VISITS + N[o + C.O_PLACE]]
@@ -333,7 +318,7 @@ def visit_name(N, p, o):
     return -2 - (N[o + C.O_INDEX] * C.VISITS + min(k + 1, C.VISITS - 1))
 
 
-@kernel
+@quick
 def following(N, p):
     "The operation after the part's next one; 0: none."
     node = N[p + C.P_NODE]
@@ -344,7 +329,7 @@ def following(N, p):
     return o + C.OPERATION if o > 0 and N[o + C.O_LAST] == 0 else 0
 
 
-@kernel
+@quick
 def advance(N, p):
     "The part's next operation is done."
     node = N[p + C.P_NODE]
@@ -358,7 +343,7 @@ def advance(N, p):
     N[p + C.P_NEXT] = after
 
 
-@kernel
+@quick
 def expect(N, F, p, change):
     "Count what may still come to each machine."
     o, node = N[p + C.P_NEXT], N[p + C.P_NODE]
@@ -367,7 +352,8 @@ def expect(N, F, p, change):
         for _ in range(N[o + C.O_MODES]):
             m = N[k + C.D_MACHINE]
             N[m + C.M_EXPECTED] += change
-            flag(N, N[C.TOUCHED], m)
+            if N[m + C.M_EXPECTED] == (1 if change > 0 else 0):
+                flag(N, N[C.TOUCHED], m)
             k += C.MODE
         if node:
             node = N[N[C.NODES] + node * C.NODE + C.N_NEXT]
@@ -375,8 +361,8 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #a692737b
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #e4a25f35
+@quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
     period, n = F[calendar + C.C_PERIOD], N[calendar + C.C_N]
@@ -397,7 +383,7 @@ def next_open(N, F, calendar, time):  # s
         k += 1
 
 
-@kernel
+@quick
 def window_at(N, F, calendar, time):  # s, from and to
     "The open window of `time`, from then on, or the next one; its end is infinite where it never closes again."
     start = next_open(N, F, calendar, time)
@@ -428,7 +414,7 @@ def window_at(N, F, calendar, time):  # s, from and to
         end = k * period + F[N[calendar + C.C_OPEN] + 2 * w + 1]
 
 
-@kernel
+@quick
 def turn(N, F, m):
     "Know when the machine is open, now or next, and come back when that changes."
     F[m + C.M_OPENS], F[m + C.M_CLOSES] = window_at(N, F, N[m + C.M_CALENDAR], F[C.NOW])
@@ -438,8 +424,8 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #ca5102e6
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #5ff5e919
+@quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
     target, direct = N[p + C.P_TARGET], N[p + C.P_DIRECT]
@@ -450,12 +436,12 @@ def is_there(N, F, p, m):
     return F[p + C.P_LEFT] + travel(N, F, N[p + C.P_ORIGIN], N[m + C.M_INDEX]) <= F[C.NOW]
 
 
-@kernel
+@quick
 def is_open(N, F, m):
     return F[m + C.M_OPENS] <= F[C.NOW] and F[C.NOW] < F[m + C.M_CLOSES]
 
 
-@kernel
+@quick
 def has_stock(N, F, at, n, p):
     "Whether there is enough for the `n` parts at `at`, and for `p`, if it isn't 0, to start their next operations."
     need = 0
@@ -489,7 +475,7 @@ def has_stock(N, F, at, n, p):
     return True
 
 
-@kernel
+@quick
 def setup_for(N, F, m, family):  # s
     before = N[m + C.M_FAMILY]
     if N[m + C.M_SETUP] == 0 or before < 0:
@@ -497,7 +483,7 @@ def setup_for(N, F, m, family):  # s
     return F[N[m + C.M_SETUP] + before * N[C.N_FAMILIES] + family]
 
 
-@kernel
+@quick
 def expected_completion(N, F, p, m, k):  # s
     "What waits is shared by the machine's servers, and by the members of a batch."
     now = free = F[C.NOW]
@@ -523,7 +509,7 @@ def expected_completion(N, F, p, m, k):  # s
     return start + setup_for(N, F, m, N[N[p + C.P_NEXT] + C.O_FAMILY]) + F[k + C.D_MEAN]
 
 
-@kernel
+@quick
 def choose(N, F, p):
     "The machine with the earliest expected completion, as far as anybody can know; the part counts as work there."
     o = N[p + C.P_NEXT]
@@ -541,7 +527,7 @@ def choose(N, F, p):
     N[m + C.M_LOAD] += N[best + C.D_LOAD]
 
 
-@kernel
+@quick
 def plan_of(N, p):
     "The row of the plan for the part's next visit, which has not started; 0: there is none."
     j, o = N[p + C.P_JOB], N[p + C.P_NEXT]
@@ -551,7 +537,7 @@ def plan_of(N, p):
     return y if y > 0 and N[y + C.Y_GROUP] else 0
 
 
-@kernel
+@quick
 def wait_to_move(N, F, p):
     "The part has done what it came for, and wants to go on; those that want to go to one machine stand in order."
     start, goes, m = F[p + C.P_READY], F[p + C.P_READY], 0
@@ -585,7 +571,7 @@ def wait_to_move(N, F, p):
     wake(N, F, goes)
 
 
-@kernel
+@quick
 def stop_waiting(N, F, p):
     m = N[p + C.P_TOWARDS]
     unlink(N, m + C.M_INBOUND, p, C.P_AFTER)
@@ -594,7 +580,7 @@ def stop_waiting(N, F, p):
     N[p + C.P_TURN] = 0
 
 
-@kernel
+@quick
 def note_level(N, F, R, b, p):
     level = float(N[b + C.B_LEVEL])
     emit(
@@ -615,7 +601,7 @@ def note_level(N, F, R, b, p):
     )
 
 
-@kernel
+@quick
 def give_up_place(N, F, R, p):
     b = N[p + C.P_BUFFER]
     if b:
@@ -624,7 +610,7 @@ def give_up_place(N, F, R, p):
         note_level(N, F, R, b, p)
 
 
-@kernel
+@quick
 def take_off(N, F, p):
     m = N[p + C.P_ON]
     if m:
@@ -633,7 +619,7 @@ def take_off(N, F, p):
         touch(N, F, m)
 
 
-@kernel
+@quick
 def count_kanban(N, F, p, m):
     "The part counts for `m` now, if that isn't 0, and no longer for the one before."
     before = N[p + C.P_COUNTED]
@@ -645,13 +631,13 @@ def count_kanban(N, F, p, m):
         N[p + C.P_COUNTED] = m
 
 
-@kernel
+@quick
 def has_room(N, m):
     "Whether the machine's kanban lets a further part come."
     return N[m + C.M_KANBANS] < N[m + C.M_KANBAN]
 
 
-@kernel
+@quick
 def has_place(N, p, m):
     if not has_room(N, m) and N[p + C.P_COUNTED] != m:
         return False
@@ -659,7 +645,7 @@ def has_place(N, p, m):
     return N[m + C.M_LIMITED] == 0 or N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] or N[p + C.P_BUFFER] == b
 
 
-@kernel
+@quick
 def is_next(N, m, p):
     "Whether the part is planned to be the next on the machine."
     g = N[m + C.M_SEQUENCE]
@@ -669,7 +655,7 @@ def is_next(N, m, p):
     return y > 0 and N[y + C.Y_GROUP] == g
 
 
-@kernel
+@quick
 def stands_ready(N, F, m, p):
     "Whether the machine, which is in order, has room on it, and this part is what it waits for."
     room = N[m + C.M_CAPACITY] - N[m + C.M_BUSY] - N[m + C.M_HELD]
@@ -690,17 +676,17 @@ def stands_ready(N, F, m, p):
     )
 
 
-@kernel
+@quick
 def another_waits(N, F, m):
     p = N[N[m + C.M_BUFFER] + C.B_FIRST]
     while p:
-        if mode_of(N, N[p + C.P_NEXT], m) and has_stock(N, F, 0, 0, p):
+        if mode_of(N, N[p + C.P_NEXT], m) and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p)):
             return True
         p = N[p + C.P_BEHIND]
     return False
 
 
-@kernel
+@quick
 def first_direct(N, F, m):
     "The first that wants to come to the machine and needs no place; 0: none does."
     now, p = F[C.NOW], N[m + C.M_INBOUND]
@@ -726,7 +712,7 @@ def first_direct(N, F, m):
     return 0
 
 
-@kernel
+@quick
 def first_with_a_place(N, F, m):
     b = N[m + C.M_BUFFER]
     if N[m + C.M_LIMITED] == 0 or not has_room(N, m) or N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY]:
@@ -737,7 +723,7 @@ def first_with_a_place(N, F, m):
     return p
 
 
-@kernel
+@quick
 def stands_before(N, F, p, q):
     "Whether mover `p` comes before mover `q`."
     return F[p + C.P_START] < F[q + C.P_START] or (
@@ -745,35 +731,43 @@ def stands_before(N, F, p, q):
     )
 
 
-@kernel
+@quick
 def move_one(N, F, R, any_place):
     "Let the first go that needs no place (1), else, if that is asked for, the first for which there is one (2)."
-    for turn in range(2 if any_place else 1):
-        best, k = 0, 0
-        while True:
-            m = next_flag(N, N[C.MOVING], k)
-            if m == 0:
-                break
-            p = first_direct(N, F, m) if turn == 0 else first_with_a_place(N, F, m)
-            if p and (best == 0 or stands_before(N, F, p, best)):
-                best = p
-            k = N[m + C.M_INDEX] + 1
-        if best:
-            m = N[best + C.P_TOWARDS]
-            if turn == 1 and is_next(N, m, best):  # once what holds m has gone, this one needs no place
-                other = 0
-                for h in range(N[m + C.M_HELD]):
-                    p = N[N[m + C.M_HOLDS] + h]
-                    if p != best and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
-                        if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
-                            other = p
-                best = other if other else best
-            set_out(N, F, R, best, N[best + C.P_TOWARDS], 1 - turn)
-            return 1 + turn
-    return 0
+    direct, placed, moving = 0, 0, N[C.MOVING]
+    for w in range(N[C.WORDS]):
+        bits = N[moving + w]
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            p = first_direct(N, F, m)
+            if p:
+                if direct == 0 or stands_before(N, F, p, direct):
+                    direct = p
+            elif any_place and direct == 0:
+                p = first_with_a_place(N, F, m)
+                if p and (placed == 0 or stands_before(N, F, p, placed)):
+                    placed = p
+    if direct:
+        set_out(N, F, R, direct, N[direct + C.P_TOWARDS], 1)
+        return 1
+    if placed == 0:
+        return 0
+    m = N[placed + C.P_TOWARDS]
+    if N[C.PLANNED] and is_next(N, m, placed):  # once what holds m has gone, this one needs no place
+        other = 0
+        for h in range(N[m + C.M_HELD]):
+            p = N[N[m + C.M_HOLDS] + h]
+            if p != placed and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
+                if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
+                    other = p
+        placed = other if other else placed
+    set_out(N, F, R, placed, N[placed + C.P_TOWARDS], 0)
+    return 2
 
 
-@kernel
+@quick
 def set_out(N, F, R, p, m, direct):
     "The part goes to `m`: to a place before it, or directly."
     origin, here, q = N[p + C.P_WHERE], N[m + C.M_INDEX], N[m + C.M_BUFFER]
@@ -816,15 +810,15 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #f50548fa
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #341fde10
+@quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
     node = N[p + C.P_NODE]
     return F[N[C.NODES] + node * C.NODE + C.N_REST] if node else F[N[p + C.P_NEXT] + C.O_REST]
 
 
-@kernel
+@quick
 def key_of(N, F, p, m, average):
     "What the dispatching rule sorts by: the smallest comes first."
     rule, now, due = N[C.RULE], F[C.NOW], F[p + C.P_DUE]
@@ -848,7 +842,7 @@ def key_of(N, F, p, m, average):
     return -F[p + C.P_WEIGHT] / mean * math.exp(-slack / (2 * max(average, 1e-9))), 0.0
 
 
-@kernel
+@quick
 def comes_first(N, F, p, p1, p2, q, q1, q2):
     "Whether part `p` with the keys p1, p2 comes before part `q`."
     if p1 != q1:
@@ -860,7 +854,7 @@ def comes_first(N, F, p, p1, p2, q, q1, q2):
     return N[p + C.P_RANK] < N[q + C.P_RANK]
 
 
-@kernel
+@quick
 def may_take(N, F, m, p):
     "Whether the part is there, and not kept for another machine that stands ready for it."
     if N[p + C.P_CHOSEN] or not is_there(N, F, p, m):
@@ -876,7 +870,7 @@ def may_take(N, F, m, p):
     return not is_open(N, F, t) or not is_there(N, F, p, t)
 
 
-@kernel
+@quick
 def wake_once(N, F, m, why, time):
     "Have an instant at `time`, unless the machine has asked for just that already."
     if time != F[m + C.M_WOKEN + why]:
@@ -884,7 +878,7 @@ def wake_once(N, F, m, why, time):
         wake(N, F, time)
 
 
-@kernel
+@quick
 def open_or_wake(N, F, m):
     if is_open(N, F, m):
         return True
@@ -892,7 +886,7 @@ def open_or_wake(N, F, m):
     return False
 
 
-@kernel
+@quick
 def open_for(N, F, m, at, n):
     "Whether the machine is open, and stays open long enough for these parts where that is asked for."
     if N[m + C.M_CLOSING] != C.FITS:
@@ -903,7 +897,7 @@ def open_for(N, F, m, at, n):
     return open_so_long(N, F, m, lasts)
 
 
-@kernel
+@quick
 def open_so_long(N, F, m, lasts):
     if is_open(N, F, m) and F[C.NOW] + lasts <= F[m + C.M_CLOSES] + 1e-9:
         return True
@@ -914,8 +908,8 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #8cf9ff27
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #9693b22b
+@quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
     coming, capacity, fitting = N[m + C.M_COMING], N[m + C.M_BATCH], N[m + C.M_CLOSING] == C.FITS
@@ -943,7 +937,7 @@ def pick(N, F, m):
                 break
             if (
                 may_take(N, F, m, p)
-                and has_stock(N, F, 0, 0, p)
+                and (N[N[p + C.P_NEXT] + C.O_USES] == 0 or has_stock(N, F, 0, 0, p))
                 and (not fitting or open_so_long(N, F, m, F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]))
             ):
                 N[p + C.P_THEN] = 0
@@ -957,7 +951,7 @@ def pick(N, F, m):
                 count += 1
                 total += F[mode_of(N, N[p + C.P_NEXT], m) + C.D_MEAN]
             p = N[p + C.P_BEHIND]
-    if count == 0 or not open_or_wake(N, F, m):
+    if count == 0 or (N[m + C.M_CALENDAR] and not open_or_wake(N, F, m)):
         return
     if count > 1:
         average, p = total / count, chain
@@ -979,7 +973,7 @@ def pick(N, F, m):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def best_of(N, F, chain, end, family):
     "The first by the rule from `chain` up to `end` that has not been considered (C.P_KEPT), of a family if that is given."
     best, p = 0, chain
@@ -993,7 +987,7 @@ def best_of(N, F, chain, end, family):
     return best
 
 
-@kernel
+@quick
 def gather(N, F, m, chain, first_other, first):
     "A batch of the first one's family, in the machine's list of chosen ones; how many. None if it waits for more."
     family, capacity, chosen, n = N[N[first + C.P_NEXT] + C.O_FAMILY], N[m + C.M_BATCH], N[m + C.M_CHOSEN_ONES], 0
@@ -1024,7 +1018,7 @@ def gather(N, F, m, chain, first_other, first):
     return n
 
 
-@kernel
+@quick
 def more_to_come(N, F, m, family, n):
     chosen = N[m + C.M_CHOSEN_ONES]
     for k in range(N[m + C.M_COMING]):
@@ -1050,7 +1044,7 @@ def more_to_come(N, F, m, family, n):
     return False
 
 
-@kernel
+@quick
 def earliest_due(N, F, at, n):
     due = np.inf
     for k in range(n):
@@ -1058,7 +1052,7 @@ def earliest_due(N, F, at, n):
     return due
 
 
-@kernel
+@quick
 def goes_first(N, F, m, n):
     "Whether the chosen free parts may go before the next of the sequence."
     g, chosen = N[m + C.M_SEQUENCE], N[m + C.M_CHOSEN_ONES]
@@ -1076,7 +1070,7 @@ def goes_first(N, F, m, n):
     return F[g + C.G_START] <= F[C.NOW] or end <= F[g + C.G_START]
 
 
-@kernel
+@quick
 def startable(N, F, m, g):
     "Whether all is there that the group needs; its parts are then in the machine's list of chosen ones beyond its batch."
     if F[g + C.G_START] > F[C.NOW]:
@@ -1090,10 +1084,12 @@ def startable(N, F, m, g):
         if p <= 0 or N[p + C.P_RELEASED] == 0 or plan_of(N, p) != y or not is_there(N, F, p, m):
             return False
         N[parts + k] = p
-    return has_stock(N, F, parts, n, 0) and open_for(N, F, m, parts, n)
+    if N[C.N_MATERIALS] and not has_stock(N, F, parts, n, 0):
+        return False
+    return N[m + C.M_CALENDAR] == 0 or open_for(N, F, m, parts, n)
 
 
-@kernel
+@quick
 def serve(N, F, R, m):
     "Start what the machine can start; whether anything changed."
     if N[m + C.M_DOWN] or N[m + C.M_SETTING_UP]:
@@ -1121,10 +1117,12 @@ def serve(N, F, R, m):
         pick(N, F, m)
     n, chosen = N[m + C.M_CHOSEN], N[m + C.M_CHOSEN_ONES]
     if n:
-        if not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
+        if N[C.N_MATERIALS] and not has_stock(N, F, chosen, n, 0):  # another machine took it during the set-up
             let_go(N, F, m)
             return True
-        if not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]) or not open_for(N, F, m, chosen, n):
+        if N[m + C.M_SETUP] and not get_set_up(N, F, R, m, N[N[chosen] + C.P_NEXT]):
+            return False
+        if N[m + C.M_CALENDAR] and not open_for(N, F, m, chosen, n):
             return False
         begin(N, F, R, m, chosen, n)
         return True
@@ -1139,7 +1137,7 @@ def serve(N, F, R, m):
     return True
 
 
-@kernel
+@quick
 def let_go(N, F, m):
     for k in range(N[m + C.M_CHOSEN]):
         N[N[N[m + C.M_CHOSEN_ONES] + k] + C.P_CHOSEN] = 0
@@ -1147,7 +1145,7 @@ def let_go(N, F, m):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def get_set_up(N, F, R, m, o):
     "Whether the machine is set up for the operation; if not, begin."
     family = N[o + C.O_FAMILY]
@@ -1158,7 +1156,7 @@ def get_set_up(N, F, R, m, o):
     return duration == 0
 
 
-@kernel
+@quick
 def begin_setup(N, F, R, m, family, duration):
     emit(
         N,
@@ -1185,8 +1183,8 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #1b55e3d2
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #535661e6
+@quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
     piece = N[N[m + C.M_PIECES] + N[m + C.M_BUSY]]
@@ -1235,7 +1233,7 @@ def begin(N, F, R, m, at, n):
     run_piece(N, F, R, m, piece)
 
 
-@kernel
+@quick
 def forget_group(N, F, g):
     "Take the group out of its machine's sequence, if it is still in it."
     if N[g + C.G_THERE]:
@@ -1246,7 +1244,7 @@ def forget_group(N, F, g):
         touch(N, F, m)
 
 
-@kernel
+@quick
 def run_piece(N, F, R, m, piece):
     "Start a piece of work, or go on with it."
     now = F[C.NOW]
@@ -1292,7 +1290,7 @@ def run_piece(N, F, R, m, piece):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def weakest(N, F, m):
     "The mode of failure, of those that count time at work, that comes first."
     best, x = 0, N[m + C.M_MODES]
@@ -1303,7 +1301,7 @@ def weakest(N, F, m):
     return best
 
 
-@kernel
+@quick
 def stop_running(N, F, m, worked):
     "It runs no longer: its clocks of failure have gone on for what it `worked`."
     N[m + C.M_RUNNING] = 0
@@ -1315,7 +1313,7 @@ def stop_running(N, F, m, worked):
         x += C.FAILURE
 
 
-@kernel
+@quick
 def interrupt(N, F, R, m, reason):
     "All work stands still; what is left of it is kept."
     for w in range(N[m + C.M_BUSY]):
@@ -1346,7 +1344,7 @@ def interrupt(N, F, R, m, reason):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def finish(N, F, R, piece):
     "The work is done: each part goes its way."
     m = N[piece + C.W_MACHINE]
@@ -1387,7 +1385,7 @@ def finish(N, F, R, piece):
         for _ in range(N[o + C.O_MODES]):
             other = N[d + C.D_MACHINE]
             N[other + C.M_EXPECTED] -= 1
-            if N[other + C.M_EXPECTED] <= 1:
+            if N[other + C.M_EXPECTED] == 0:
                 flag(N, N[C.TOUCHED], other)
             d += C.MODE
         N[N[m + C.M_HOLDS] + N[m + C.M_HELD]] = p
@@ -1410,7 +1408,7 @@ def finish(N, F, R, piece):
             fail(N, F, R, m, x)
 
 
-@kernel
+@quick
 def send_on(N, F, R, m, p, o, visit):
     if N[o + C.O_INSPECTS] and not passes(N, F, R, m, p, o, visit):
         return
@@ -1439,7 +1437,7 @@ def send_on(N, F, R, m, p, o, visit):
     leave_the_plant(N, F, R, p)
 
 
-@kernel
+@quick
 def leave_the_plant(N, F, R, p):
     "The part has ended, and gives its row back; the next may come in."
     take_off(N, F, p)
@@ -1464,7 +1462,7 @@ def leave_the_plant(N, F, R, p):
     let_in(N, F, R)
 
 
-@kernel
+@quick
 def let_in(N, F, R):
     "Let in who waits outside, as far as the limit goes."
     while N[C.OUTSIDE] and N[C.INSIDE] < N[C.WIP]:
@@ -1474,7 +1472,7 @@ def let_in(N, F, R):
         enter(N, F, R, p)
 
 
-@kernel
+@quick
 def enter(N, F, R, p):
     emit(
         N, F, R, JOB_RELEASED, N[p + C.P_NAME], N[p + C.P_RANK], N[p + C.P_ORDER], N[N[p + C.P_PRODUCT] + C.R_NAME], N[p + C.P_ROUTE], -1, -1,
@@ -1488,7 +1486,7 @@ def enter(N, F, R, p):
     wait_to_move(N, F, p)
 
 
-@kernel
+@quick
 def log_route(N, p):
     "Write down the visits that the part still has to make; the number of the tuple that will be made of them."
     at, n = N[C.LOG] + N[C.LOG_N], 0
@@ -1508,11 +1506,13 @@ def log_route(N, p):
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
     N[at] = n
     N[C.LOG_N] += n + 1
+    if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+        N[C.SHORT] = 1
     N[C.OBJECTS] += 1
     return N[C.OBJECTS] - 1
 
 
-@kernel
+@quick
 def consume(N, F, o):
     for u in range(N[o + C.O_USES]):
         use = N[o + C.O_USE] + u * C.USE
@@ -1521,7 +1521,7 @@ def consume(N, F, o):
         reorder(N, F, a)
 
 
-@kernel
+@quick
 def reorder(N, F, a):
     "Order as often as it takes."
     while N[a + C.A_REORDERS] and F[a + C.A_STOCK] + F[a + C.A_ORDERED] <= F[a + C.A_POINT]:
@@ -1530,7 +1530,7 @@ def reorder(N, F, a):
         push(N, F, F[C.NOW] + time, C.REPLENISH, a, 0, 0, 1)
 
 
-@kernel
+@quick
 def deliver(N, F, R, a, quantity):
     F[a + C.A_STOCK] += quantity
     emit(
@@ -1551,7 +1551,7 @@ def deliver(N, F, R, a, quantity):
     )
 
 
-@kernel
+@quick
 def remember_machine(N, p, m):
     "It may have caused defects of these types."
     g = N[m + C.M_WEARS]
@@ -1560,7 +1560,7 @@ def remember_machine(N, p, m):
             N[p + N[C.P_SUSPECTS] + N[N[g + C.K_TYPE] + k]] = m
 
 
-@kernel
+@quick
 def spoil(N, F, m, p, o, again):
     "The operation leaves its mark on the part, or not."
     defects, severities = p + N[C.P_DEFECTS], p + N[C.P_SEVERITIES]
@@ -1594,7 +1594,7 @@ def spoil(N, F, m, p, o, again):
         N[p + C.P_DEFECTIVE] += 1
 
 
-@kernel
+@quick
 def wear_out(N, F, R, m, duration):
     g = N[m + C.M_WEARS]
     if g == 0 or N[C.DISTURBED] == 0:
@@ -1627,7 +1627,7 @@ def wear_out(N, F, R, m, duration):
             s += C.SENSOR
 
 
-@kernel
+@quick
 def passes(N, F, R, m, p, o, visit):
     "Inspect the part; whether it goes on along its route."
     defects, truth = p + N[C.P_DEFECTS], -1
@@ -1701,7 +1701,7 @@ def passes(N, F, R, m, p, o, visit):
     return False
 
 
-@kernel
+@quick
 def unplan(N, F, p):
     "Take the part out of the sequences, so that nobody waits for it."
     o, j = N[p + C.P_NEXT], N[p + C.P_JOB]
@@ -1719,7 +1719,7 @@ def unplan(N, F, p):
         o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
 
-@kernel
+@quick
 def renew(N, F, m, x):
     "A new time to failure for one mode, on its own clock."
     N[x + C.X_RENEWALS] += 1
@@ -1728,12 +1728,12 @@ def renew(N, F, m, x):
         push(N, F, F[C.NOW] + F[x + C.X_LEFT], C.HAS_COME, x, N[x + C.X_RENEWALS], 1, 0)
 
 
-@kernel
+@quick
 def fail(N, F, R, m, x):
     break_down(N, F, R, m, x, N[x + C.X_CAUSE], F[x + C.X_MTTR], draw(N, F, N[x + C.X_REPAIRS]))
 
 
-@kernel
+@quick
 def break_down(N, F, R, m, x, cause, expected, repair):
     "The machine breaks, by one of its modes, or (x = 0) by what somebody made up."
     if N[m + C.M_RUNNING]:
@@ -1752,7 +1752,7 @@ def break_down(N, F, R, m, x, cause, expected, repair):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def repaired(N, F, R, m):
     x = N[m + C.M_MODE]
     N[m + C.M_DOWN] = 0
@@ -1763,7 +1763,7 @@ def repaired(N, F, R, m):
         renew(N, F, m, x)
 
 
-@kernel
+@quick
 def maintain(N, F, R, m):
     "Begin what was asked for."
     s, mean = N[m + C.M_CARE_STREAM], F[m + C.M_CARE_MEAN]
@@ -1778,7 +1778,7 @@ def maintain(N, F, R, m):
     touch(N, F, m)
 
 
-@kernel
+@quick
 def maintained(N, F, R, m):
     N[m + C.M_DOWN] = 0
     F[m + C.M_WEAR] = 0.0
@@ -1791,14 +1791,14 @@ def maintained(N, F, R, m):
     plan_care(N, F, m)
 
 
-@kernel
+@quick
 def plan_care(N, F, m):
     "Maintenance by the calendar: the next one is due an interval after now."
     if F[m + C.M_INTERVAL] < np.inf and N[C.DISTURBED]:
         push(N, F, F[C.NOW] + F[m + C.M_INTERVAL], C.CARE_DUE, m, N[m + C.M_CARED], 0, 0)
 
 
-@kernel
+@quick
 def status_of(N, F, m):
     if N[m + C.M_DOWN]:
         return C.CARES if N[m + C.M_DOWN] == C.CARED_FOR else C.ERRS
@@ -1808,7 +1808,7 @@ def status_of(N, F, m):
         return C.SETS_UP
     if N[m + C.M_HELD]:
         return C.IS_BLOCKED
-    if not is_open(N, F, m):
+    if N[m + C.M_CALENDAR] and not is_open(N, F, m):
         return C.IS_OFF
     g = N[m + C.M_SEQUENCE]
     if g:
@@ -1816,7 +1816,7 @@ def status_of(N, F, m):
     return C.STARVES if N[m + C.M_EXPECTED] > 0 and N[C.PLANNED] == 0 else C.IDLES
 
 
-@kernel
+@quick
 def show(N, F, R, m, status):
     old = N[m + C.M_STATUS]
     if status != old:
@@ -1842,13 +1842,15 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #f5be340a
-@kernel
+# %% ../../nbs/twin/10_fast.ipynb #7a3b8701
+@quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
     p = N[C.PART_FREE]
     N[C.PART_FREE] = N[p + C.P_AFTER]
     N[C.PARTS_LEFT] -= 1
+    if N[C.PARTS_LEFT] < 2:
+        N[C.SHORT] = 1
     for k in range(N[C.PART_SIZE]):
         N[p + k] = 0
     N[p + C.P_ALIVE] = 1
@@ -1872,7 +1874,7 @@ def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     return p
 
 
-@kernel
+@quick
 def find_route(N, F, p):
     "Draw the part's way through its product's network, step by step; False: numbers or nodes are short, go on later."
     product = N[p + C.P_PRODUCT]
@@ -1914,7 +1916,7 @@ def find_route(N, F, p):
     return True
 
 
-@kernel
+@quick
 def release(N, F, R):
     "Go on with the release of an order, job by job; False: there is not enough room, go on later."
     while True:
@@ -1937,15 +1939,15 @@ def release(N, F, R):
             return False
 
 
-@kernel
+@quick
 def come(N, F, R, p):
     "The part has its way, and waits outside; False: go on later."
     if not find_route(N, F, p):
         return False
     N[p + C.P_ROUTE] = N[N[p + C.P_PRODUCT] + C.R_ROUTE]
     if N[p + C.P_NODE] and N[C.RECORD]:
-        if N[C.LOG_N] + N[p + C.P_STEPS] + 64 > N[C.LOG_MAX]:
-            N[C.SHORT] = 1
+        if N[C.LOG_N] + N[p + C.P_STEPS] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT], N[C.LOG_NEED] = 1, N[p + C.P_STEPS]
             return False
         N[p + C.P_ROUTE] = log_route(N, p)
     N[C.WALKING] = 0
@@ -1955,7 +1957,7 @@ def come(N, F, R, p):
     return True
 
 
-@kernel
+@quick
 def arrive(N, F, R, s):
     "A source's next order, which is a job at once."
     n = N[s + C.Z_N] + 1
@@ -1977,6 +1979,8 @@ def arrive(N, F, R, s):
         N[at] = -1 - N[s + C.Z_INDEX]
         N[at + 1] = n
         N[C.LOG_N] += 2
+        if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]:
+            N[C.SHORT] = 1
     place = in_words(n)
     late = due if due < np.inf else np.nan
     emit(
@@ -2003,7 +2007,7 @@ def arrive(N, F, R, s):
     N[C.COMING_FROM] = s
 
 
-@kernel
+@quick
 def in_words(n):
     "The place of the n-th arrival's id, with 7 digits or more, in the alphabet."
     digits, top = 7, 10_000_000
@@ -2014,27 +2018,20 @@ def in_words(n):
     return 3 * n + digits - 7
 
 
-@kernel
+@quick
 def plan_arrival(N, F, s):
     if N[s + C.Z_N] < N[s + C.Z_LIMIT]:
         gap = draw(N, F, N[s + C.Z_STREAM]) if N[s + C.Z_STREAM] else F[s + C.Z_GAP]
         push(N, F, F[C.NOW] + gap, C.ARRIVE, s, 0, 0, 1)
 
 
-@kernel
+@quick
 def full(N):
     "Whether there might not be room for the next thing that happens: the driver has to make some."
-    return (
-        N[C.SHORT] > 0
-        or N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX]
-        or N[C.HEAP_N] + N[C.HEAP_SLACK] > N[C.HEAP_MAX]
-        or N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX]
-        or N[C.PARTS_LEFT] < 2
-        or N[C.ERROR] > 0
-    )
+    return N[C.SHORT] > 0
 
 
-@kernel
+@quick
 def happen(N, F, R, code, a, b):
     "What was planned for now happens."
     if code == C.FINISH:
@@ -2099,7 +2096,7 @@ def happen(N, F, R, code, a, b):
         N[C.RELEASE_END] = N[a + C.Q_JOBS] + N[a + C.Q_N] * C.JOB
 
 
-@kernel
+@quick
 def finish_release(N, F, R):
     "Go on with what is being released; False: go on later."
     if N[C.COMING_FROM]:
@@ -2112,7 +2109,7 @@ def finish_release(N, F, R):
     return release(N, F, R)
 
 
-@kernel
+@quick
 def run(N, F, R):
     "Go on, instant by instant, until the end, the limit, or until the driver has something to do."
     while True:
@@ -2127,14 +2124,17 @@ def run(N, F, R):
             if time > F[C.LIMIT]:
                 return C.REACHED
             if time > F[C.UNTIL]:
+                if max(F[C.NOW], F[C.UNTIL]) != F[C.INSTANT] and not settle(N, F, R):
+                    return C.NEEDS
                 F[C.NOW] = max(F[C.NOW], F[C.UNTIL])
                 end(N, F, R, C.STOPPED)
                 return C.ENDED
+            if max(F[C.NOW], time) != F[C.INSTANT]:
+                if not settle(N, F, R):
+                    return C.NEEDS
+                F[C.INSTANT] = max(F[C.NOW], time)
             N[C.INSTANTS] -= 1
             F[C.NOW] = max(F[C.NOW], time)
-            if F[C.NOW] != F[C.INSTANT]:
-                settle(N, F, R)
-                F[C.INSTANT] = F[C.NOW]
             N[C.PHASE] = 1
         if N[C.PHASE] == 1:  # what ends or comes
             while True:
@@ -2145,9 +2145,10 @@ def run(N, F, R):
                     break
                 if full(N):
                     return C.NEEDS
-                at = pop(N, F)
-                N[C.LIVE] -= N[at + 2] & 1
-                happen(N, F, R, N[at + 2] >> 1, N[at + 3], N[at + 4])
+                pop(N, F)
+                what = N[C.WHAT]
+                N[C.LIVE] -= what & 1
+                happen(N, F, R, what >> 1 & 31, what >> 6, N[C.WHICH])
             N[C.PHASE] = 2
             N[C.CURSOR] = 0
             N[C.CHANGED] = 0
@@ -2182,9 +2183,10 @@ def run(N, F, R):
             return C.STUCK
         elif N[C.INSIDE] + N[C.OUTSIDE_N] > N[C.MOST]:
             N[C.ERROR] = C.CROWDED
+            N[C.SHORT] = 1
 
 
-@kernel
+@quick
 def is_stuck(N, F):
     "Whether a machine that has just become blocked will be so for ever."
     N[C.JAMMED] = 0
@@ -2198,7 +2200,7 @@ def is_stuck(N, F):
     return N[C.STUCK_AT] > 0
 
 
-@kernel
+@quick
 def in_a_circle(N, F, m):
     "Whether all that could help, and all that could help those, are blocked."
     stack, n = N[C.STACK], 1
@@ -2226,37 +2228,32 @@ def in_a_circle(N, F, m):
     return True
 
 
-@kernel
+@quick
 def show_all(N, F, R):
-    k = 0
-    while True:
-        m = next_flag(N, N[C.WATCH], k)
-        if m == 0:
-            break
-        flag(N, N[C.TOUCHED], m)
-        k = N[m + C.M_INDEX] + 1
-    k = 0
-    while True:
-        m = next_flag(N, N[C.TOUCHED], k)
-        if m == 0:
-            break
-        unflag(N, N[C.TOUCHED], m)
-        show(N, F, R, m, status_of(N, F, m))
-        k = N[m + C.M_INDEX] + 1
+    "Say so where a status has changed: looked at are those that something has happened to, or that wait for something."
+    touched, watch = N[C.TOUCHED], N[C.WATCH]
+    for w in range(N[C.WORDS]):
+        bits = N[touched + w] | N[watch + w]
+        N[touched + w] = 0
+        while bits:
+            bit = bits & -bits
+            bits ^= bit
+            m = N[C.MACHINES] + (32 * w + BIT[bit % 37]) * C.MACHINE
+            status = status_of(N, F, m)
+            if status != N[m + C.M_STATUS]:
+                show(N, F, R, m, status)
 
 
-@kernel
+@quick
 def end(N, F, R, how):
-    if F[C.NOW] != F[C.INSTANT]:
-        settle(N, F, R)
-        F[C.INSTANT] = F[C.NOW]
+    F[C.INSTANT] = F[C.NOW]
     name = N[C.FINISHED_NAME] if how == C.FINISHED else N[C.STOPPED_NAME]
     N[C.HOW] = how
     emit(N, F, R, RUN_ENDED, N[C.RUN_NAME], 0, name, -1, -1, -1, -1, np.nan, np.nan, np.nan)
     settle(N, F, R)
 
 
-@kernel
+@quick
 def begin_run(N, F, R):
     "Machines as they are at time 0, jobs that are not there yet, and all that is known to come."
     emit(N, F, R, RUN_STARTED, N[C.RUN_NAME], 0, N[C.FACTORY_NAME], -1, -1, -1, -1, float(N[C.SEED]), np.nan, np.nan)
@@ -2284,7 +2281,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #ff019188
+# %% ../../nbs/twin/10_fast.ipynb #42f2b61c
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2316,7 +2313,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #1df5756e
+# %% ../../nbs/twin/10_fast.ipynb #78ad76cd
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2362,7 +2359,8 @@ class FastSimulation:
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
         self.R = np.zeros(4097 if record else 2, TRACE)
-        self.N[[C.ROWS_MAX, C.RECORD]] = len(self.R) - 1 if record else C.NEVER, record
+        self.N[C.RECORD] = record
+        set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
         begin_run(self.N, self.F, self.R)
         schedule = blue.settings["schedule"]
@@ -2433,12 +2431,14 @@ class FastSimulation:
         return why
 
     def _ended(self) -> None:
+        sort_many(self)
+        settle(self.N, self.F, self.R)
         drain(self)
         if self.how is None:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #b2e1f61e
+# %% ../../nbs/twin/10_fast.ipynb #e0771289
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2506,19 +2506,21 @@ def make_room(sim: FastSimulation) -> None:
     N = sim.N
     if N[C.ERROR]:
         raise crowded(mirror(sim))
+    sort_many(sim)
     drain(sim)
-    if sim.R is not None and N[C.ROWS] + N[C.ROWS_SLACK] > N[C.ROWS_MAX] or len(sim.chunks) > 8:
-        rows = np.zeros(2 * len(sim.R), TRACE) if len(sim.R) < 1 << 20 or N[C.ROWS] > len(sim.R) // 2 else sim.R
+    if N[C.ROWS] > N[C.ROWS_ENOUGH] // 2 or (N[C.RECORD] and len(sim.R) < 1 << 18):
+        rows = np.zeros(2 * len(sim.R), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
-        sim.R, N[C.ROWS_MAX] = rows, len(rows) - 1
+        sim.R = rows
+        set_rows(sim)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     left, made, margin = rows[:, C.S_HAVE] - rows[:, C.S_USED], rows[:, C.S_MADE], rows[:, C.S_MARGIN]
     short = (rows[:, C.S_USED] > rows[:, C.S_ENOUGH]) | (left < made // 4)
     parts, heap, nodes, log = (int(N[k]) for k in (C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX))
     parts *= 2 if N[C.PARTS_LEFT] < 2 else 1
-    heap *= 2 if N[C.HEAP_N] + N[C.HEAP_SLACK] > heap else 1
+    heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
-    log *= 2 if N[C.SHORT] and not short.any() and N[C.NODES_LEFT] >= 2 else 1
+    log = max(log, 2 * int(N[C.LOG_NEED] + N[C.LOG_SLACK]))
     draws = np.where(short, np.minimum(made, 4096) + margin + 8, left)
     draws = np.maximum(draws, left)
     sim.N = lay_out(N, parts=parts, heap=heap, nodes=nodes, log=log, draws=draws)
@@ -2526,7 +2528,22 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #c3b94337
+# %% ../../nbs/twin/10_fast.ipynb #a428ac64
+def set_rows(sim: FastSimulation) -> None:
+    "Tell the kernel how much room there is for its rows."
+    N, rows = sim.N, len(sim.R) - 1
+    N[[C.ROWS_MAX, C.ROWS_ENOUGH]] = rows, rows - N[C.ROWS_SLACK] if N[C.RECORD] else C.NEVER
+
+
+def sort_many(sim: FastSimulation) -> None:
+    "Sort what has happened at one time."
+    N, R = sim.N, sim.R
+    first, n = N[C.FIRST], N[C.ROWS]
+    if n - first > 64:
+        R[first:n] = R[first:n][np.argsort(R["time"][first:n], kind="stable")]
+        N[C.SORTED] = n
+
+
 def drain(sim: FastSimulation) -> None:
     "Take over what the kernel has written."
     N, R = sim.N, sim.R
@@ -2536,6 +2553,7 @@ def drain(sim: FastSimulation) -> None:
             sim.chunks.append(R[:first].copy())
             R[: n - first] = R[first:n].copy()
             N[[C.FIRST, C.ROWS]] = 0, n - first
+            N[C.SORTED] -= first
     at, end = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N])
     while at < end:
         kind = int(N[at])
@@ -2580,7 +2598,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, list(names), list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #03d523cb
+# %% ../../nbs/twin/10_fast.ipynb #dc840780
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2616,7 +2634,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #76bd98ad
+# %% ../../nbs/twin/10_fast.ipynb #dc84f64f
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
@@ -2717,5 +2735,4 @@ def give_up(sim: FastSimulation) -> None:
     run_name = int(sim.N[C.RUN_NAME])
     emit(sim.N, sim.F, sim.R, KIND["AlarmRaised"], run_name, 0, *words, -1, -1, np.nan, np.nan, np.nan)
     emit(sim.N, sim.F, sim.R, RUN_ENDED, run_name, 0, words[2], -1, -1, -1, -1, np.nan, np.nan, np.nan)
-    settle(sim.N, sim.F, sim.R)
     sim.N[C.HOW] = C.DEADLOCK

@@ -39,7 +39,8 @@ def layout(factory: Factory) -> Layout:
     n, first = len(factory.machines), factory.machines[0].position[:2]
     machines = np.array([m.position[:2] for m in factory.machines], float)
     entry, exit = np.array(factory.entry[:2], float), np.array(factory.exit[:2], float)
-    if n > 1 and all(m.position[:2] == first for m in factory.machines):
+    placed = n == 1 or any(m.position[:2] != first for m in factory.machines)
+    if not placed:
         across = math.ceil(math.sqrt(n))
         machines = 4.0 * np.stack([np.arange(n) % across, across - 1 - np.arange(n) // across], 1)
         entry, exit = np.array([-4.0, 2.0 * (across - 1)]), np.array([4.0 * across, 2.0 * (across - 1)])
@@ -47,7 +48,7 @@ def layout(factory: Factory) -> Layout:
     before, aside = machines - [0.85 * size, 0.0], machines - [0.0, 0.85 * size]
     fleet = factory.transport.vehicles
     home = np.array(fleet.home[:2], float) if fleet else entry
-    buffers = [_of_buffer(factory, buffer, before) for buffer in factory.buffers]
+    buffers = [_of_buffer(factory, buffer, before, placed) for buffer in factory.buffers]
     points = np.concatenate([[entry, exit, home], machines, before, aside, np.reshape(buffers, (-1, 2))])
     return Layout(factory, points, size)
 
@@ -57,9 +58,9 @@ def _gap(points: np.ndarray) -> float:  # m, between the closest two that differ
     return math.sqrt(squares[squares > 1e-9].min(initial=16.0))
 
 
-def _of_buffer(factory: Factory, buffer: Any, before: np.ndarray) -> np.ndarray:
+def _of_buffer(factory: Factory, buffer: Any, before: np.ndarray, placed: bool) -> np.ndarray:
     "A buffer's place: as given, else in front of the machines that it serves."
-    if buffer.position is not None:
+    if buffer.position is not None and placed:
         return np.array(buffer.position[:2], float)
     served = [i for i, m in enumerate(factory.machines) if m.buffer == buffer.id]
     return before[served or [0]].mean(0)
@@ -230,9 +231,19 @@ class Film:
         runs = _Reader(self.trace, "VehicleMoved")
         self.vehicles, thing = np.unique(runs.subject, return_inverse=True)
         place = _place_numbers(self.trace, self.layout)
-        self._runs, order = steps(thing, runs.time, len(self.vehicles))
-        self._run_from, self._run_to = place[runs.origin][order], place[runs.destination][order]
-        self._run_arrival = (runs.time + runs.duration)[order]
+        fleet = self.layout.factory.transport.vehicles
+        self.fleet = max(len(self.vehicles), fleet.size if fleet else 0)  # those that have not moved are at home
+        self._runs, order = steps(thing, runs.time, self.fleet)
+        home = [(2, 2, 0.0, 0.0)]  # the last row, number -1, for those that have not moved yet
+        rows = [
+            *zip(
+                place[runs.origin][order],
+                place[runs.destination][order],
+                runs.time[order],
+                (runs.time + runs.duration)[order],
+            )
+        ]
+        self._run_from, self._run_to, self._run_start, self._run_arrival = map(np.array, zip(*rows, *home))
 
     @property
     def most(self) -> int:  # parts at any one time
@@ -256,9 +267,8 @@ def moment(
     )
     parts[resting] += _slots(film._to[row][resting], film._arrival[row][resting], film.layout)
     run = film._runs.last(at)
-    origin, to, start, arrival = film._run_from[run], film._run_to[run], film._runs.time[run], film._run_arrival[run]
+    origin, to, start, arrival = film._run_from[run], film._run_to[run], film._run_start[run], film._run_arrival[run]
     vehicles, _ = _between(film.layout, origin, to, start, arrival, at)
-    vehicles[run < 0] = [*film.layout.points[2], 0.0]
     return Moment(
         at,
         np.where(status < 0, 0, np.r_[film._new, 0][status]),

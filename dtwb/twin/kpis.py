@@ -145,6 +145,8 @@ class KpiTables(NamedTuple):
     product_of: np.ndarray  # (names,) int32
     operation_of: np.ndarray  # (names,) int32, that it is a visit to
     status_of: np.ndarray  # (names,) int32
+    later: np.ndarray  # (operations,) int32, of an engine's numbers for later visits
+    visits: int  # such a number is -2 - (engine's operation * visits + visit)
     words: np.ndarray  # (3,) int32, numbers of "", good, first plan; -2: not among the names
     step_key: np.ndarray  # (steps,) int64, sorted: product * operations + operation
     step_cost: np.ndarray  # (steps,) material, money
@@ -164,6 +166,8 @@ class KpiTables(NamedTuple):
 def kpi_tables(
     factory: Factory,
     names: list[str],  # of the trace, or its first ones: all that name machines, products, visits, statuses
+    later: Iterable[str] = (),  # an engine's operations, where its rows have numbers below -1 for later visits
+    visits: int = 1,  # see `KpiTables`
 ) -> KpiTables:  # for `figures_of`
     "`factory` as the key figures read it."
     machines, products, operations, fixed = _fixed_tables(factory)
@@ -179,7 +183,8 @@ def kpi_tables(
     columns = np.ascontiguousarray(number.T)
     words = np.array([word.get(one, -2) for one in ("", "good", "first plan")], np.int32)
     of = dict(zip(("machine_of", "product_of", "operation_of", "status_of"), columns))
-    return KpiTables(code=_CODE, words=words, **of, **fixed)
+    numbers = np.array([operations.get(operation_of(name), -1) for name in later], np.int32)
+    return KpiTables(code=_CODE, words=words, later=numbers, visits=visits, **of, **fixed)
 
 
 _CODE = np.full(len(KINDS), OTHER, np.int8)
@@ -312,6 +317,11 @@ def _step(keys: np.ndarray, operations: int, product: int, operation: int):  # -
 
 
 @kernel(error_model="numpy")
+def _operation(operations: np.ndarray, later: np.ndarray, visits: int, word: int):
+    return _at(later, (-2 - word) // visits) if word < -1 else _at(operations, word)
+
+
+@kernel(error_model="numpy")
 def _at(table: np.ndarray, i: int):
     "What number `i` means; names that are not in the table mean nothing."
     return table[i] if 0 <= i < len(table) else -1
@@ -357,7 +367,7 @@ def measure(
 ) -> tuple[int, int]:  # what is wrong, at which row; FINE
     "The key figures between each two edges; what happens at an inner edge belongs to the later window."
     machines, windows, names = len(t.clock_at), len(edges) - 1, 0
-    codes, machine_of, operation_of, words = t.code, t.machine_of, t.operation_of, t.words
+    codes, machine_of, operation_of, words, later = t.code, t.machine_of, t.operation_of, t.words, t.later
     keys, mode_ptr, mode_machine, mode_time = t.step_key, t.mode_ptr, t.mode_machine, t.mode_time
     clock, clock_at, power, tariff = t.clock, t.clock_at, t.power, t.tariff
     for i in range(len(rows)):
@@ -397,7 +407,7 @@ def measure(
             n, j = number[r.a], job[r.a]
             if code == START:
                 if n[J_MACHINE] == 0:
-                    step = _step(keys, t.operations, n[J_PRODUCT], _at(operation_of, r.b))
+                    step = _step(keys, t.operations, n[J_PRODUCT], _operation(operation_of, later, t.visits, r.b))
                     if step < 0:
                         return NO_STEP, i
                     now[COST_MATERIAL] += t.step_cost[step] * counted
@@ -411,7 +421,7 @@ def measure(
                 j[J_INSIDE] += max(0.0, time - max(j[J_SINCE], start))
                 n[J_RUNS] = 0
             if code == FINISH:
-                step = _step(keys, t.operations, n[J_PRODUCT], _at(operation_of, r.b))
+                step = _step(keys, t.operations, n[J_PRODUCT], _operation(operation_of, later, t.visits, r.b))
                 planned = np.nan
                 for k in range(mode_ptr[step], mode_ptr[step + 1] if step >= 0 else 0):
                     if mode_machine[k] == m:

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -100,7 +101,7 @@ class Objects:
     "What the events are about; made in one pass."
 
     def __init__(self, events: Iterable[Event], factory: Factory | None):
-        self.factory, self.all, self._ids = factory, {}, {}
+        self.factory, self.all, self._ids, self._taken = factory, {}, {}, set()
         self.types: dict[str, dict[str, str]] = {}  # activity -> its attributes
         for machine in factory.machines if factory else ():
             self.know("machine", machine.id).attributes += [("kind", machine.kind, None), ("status", "IDLE", None)]
@@ -111,7 +112,8 @@ class Objects:
 
     def know(self, type: str, id: str) -> _Object:
         if (type, id) not in self.all:
-            self._ids[type, id] = id if id not in self._ids.values() else f"{type}:{id}"
+            self._ids[type, id] = unique = id if id not in self._taken else f"{type}:{id}"
+            self._taken.add(unique)
             self.all[type, id] = _Object(type)
         return self.all[type, id]
 
@@ -241,7 +243,7 @@ def _tables(types: Iterable[str]) -> dict[str, str]:  # type -> the end of its t
     for name in types:
         short = re.sub(r"\W", "", name.title(), flags=re.ASCII) or "Other"
         taken = {s.lower() for s in found.values()} | {"object", "map_type"}
-        found[name] = next(s for s in (short, *(f"{short}{i}" for i in range(2, 9999))) if s.lower() not in taken)
+        found[name] = next(s for s in chain([short], (f"{short}{i}" for i in count(2))) if s.lower() not in taken)
     return found
 
 

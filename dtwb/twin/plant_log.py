@@ -43,7 +43,7 @@ from .simulation import executed_schedule
 SHORT = 1e-3  # s, given to work without a duration
 
 
-def _fill(pieces: list[Piece], doubtful: set[int], wrong: Findings) -> list[Piece]:
+def _fill(pieces: list[Piece], setups: set[int], doubtful: set[int], wrong: Findings) -> list[Piece]:
     "Starts and ends that are missing, by what came before or after in the case and on the machine."
     by: dict[tuple[str, str], list[Piece]] = defaultdict(list)
     for piece in pieces:
@@ -55,7 +55,7 @@ def _fill(pieces: list[Piece], doubtful: set[int], wrong: Findings) -> list[Piec
         keys = [("resource", p.resource)] + ([("case", p.case)] if p.case else [])
         if p.start != p.start:
             before = [ends[key][i - 1] for key in keys if (i := bisect_left(ends[key], p.end))]
-            p.start = max(before, default=p.end - SHORT)
+            p.start = max([0.0, *before] if before else [0.0, p.end - SHORT])
             doubtful.add(p.row)
             wrong.add(p.row, "start", "missing", p.activity, "taken as the end of what came before")
         elif p.end != p.end:
@@ -70,6 +70,13 @@ def _fill(pieces: list[Piece], doubtful: set[int], wrong: Findings) -> list[Piec
                 wrong.add(p.row, "end", "missing", p.activity, "taken as still under way")
         elif p.end < p.start:
             wrong.add(p.row, "end", "before the start", p.activity, "left out")
+            continue
+        if p.status == "under way" and p.end == p.end:
+            wrong.add(p.row, "status", "under way, and yet it has an end", p.activity, "taken as finished")
+            p.status = "finished"
+        if p.end - p.start < SHORT / 2 and p.row not in setups:
+            wrong.add(p.row, "end", "no duration", p.activity, "given a millisecond")
+            p.end = p.start + SHORT
             doubtful.add(p.row)
     return [p for p in pieces if not p.end < p.start]
 
@@ -89,10 +96,6 @@ def _in_sequence(pieces: list[Piece], what: str, doubtful: set[int], wrong: Find
                 )
                 doubtful.add(p.row)
             p.start = last
-        if p.end - p.start < SHORT / 2:
-            wrong.add(p.row, "end", "no duration", p.activity, "given a millisecond")
-            p.end = p.start + SHORT
-            doubtful.add(p.row)
         kept.append(p)
     return kept
 
@@ -193,18 +196,25 @@ def _product(story: _Story, pieces: list[Piece], done: list[str]) -> str:
     return said if said in products else next(iter(fits), next(iter(products)))
 
 
+def _unused(operation: str, names: list[str]) -> str:
+    visit, n = next_visit(operation, names), len(names)
+    while visit in names:
+        visit, n = f"{operation}#{n + 1}", n + 1
+    return visit
+
+
 def _tell_case(story: _Story, case: str, pieces: list[Piece], known_status: bool) -> None:
     visits, names = _visits(story, pieces, known_status), []
     for visit in visits:
         given = visit[0].activity
-        names.append(given if "#" in given and given not in names else next_visit(operation_of(given), names))
+        names.append(given if "#" in given and given not in names else _unused(operation_of(given), names))
     product, events = _product(story, pieces, names), story.events
     release = min(_number(story, pieces, "release", float, pieces[0].start, 0, LATEST), pieces[0].start)
     due = _number(story, pieces, "due", float, None, -LATEST, LATEST)
     order = next((p.said["order"] for p in pieces if "order" in p.said), case)
     quantity = _number(story, pieces, "quantity", int, 1, 1, 10**6)
     weight = _number(story, pieces, "weight", float, 1.0, 0, 1e9)
-    routes = _routes(story, product, names, pieces)
+    routes, complete = _routes(story, product, names, pieces)
     job = ev.JobReleased(release, case, order, product, quantity, due, weight, routes[0])
     events.append(job)
     story.orders[order].append(job)
@@ -217,28 +227,37 @@ def _tell_case(story: _Story, case: str, pieces: list[Piece], known_status: bool
         over = last.end == last.end and last.status not in ("interrupted", "under way")
         after = visits[i + 1][0] if i + 1 < len(visits) else None
         if over:
-            _tell_end(story, case, product, last, after, due, routes.get(i + 1), names[: i + 1])
+            _tell_end(story, case, last, after, due, routes.get(i + 1), names[i], complete)
 
 # %% ../../nbs/twin/63_plant_log.ipynb #22e712ef
-def _routes(story: _Story, product: str, names: list[str], pieces: list[Piece]) -> dict[int, tuple[str, ...]]:
-    "The route at the release (at 0), and from each visit on that begins a rework (at its position)."
+def _routes(
+    story: _Story, product: str, names: list[str], pieces: list[Piece]
+) -> tuple[dict[int, tuple[str, ...]], bool]:
+    "The route at the release (at 0) and from each visit that begins a rework (at its position); whether all is done."
     again = [int(name.partition("#")[2] or 1) for name in names]
-    loops = [0, *(i for i in range(1, len(names)) if again[i] > 1 and (again[i] != again[i - 1]))]
-    loops = sorted({*loops, *(i for i in range(1, len(names)) if again[i] > 1 and names[i] in names[:i])})
-    done = {a: tuple(names[a:b]) for a, b in zip(loops, [*loops[1:], len(names)])}
+    loops = [0, *(i for i in range(1, len(names)) if again[i] > 1 and again[i] != again[i - 1])]
+    spans = list(zip(loops, [*loops[1:], len(names)]))
+    done = {a: tuple(names[a:b]) for a, b in spans}
+    over = pieces[-1].said.get("outcome", "").lower() in _GOOD
     if story.factory is None:
-        return done
+        return done, True
     planned = [o.id for o in story.factory.route(product)]
     found = {}
-    for a, b in zip(loops, [*loops[1:], len(names)]):
+    for a, b in spans:
         first = planned.index(operation_of(names[a])) if operation_of(names[a]) in planned else len(planned)
         found[a] = tuple(next_visit(o, names[:a]) for o in planned[first if a else 0 :])
         if found[a][: b - a] != tuple(names[a:b]):
-            story.wrong.add(
-                pieces[0].row, "activity", f"not by the route of {product}", ", ".join(names), "done as it was"
-            )
-            return done
-    return found
+            what = f"not by the route of {product}"
+            story.wrong.add(pieces[0].row, "activity", what, ", ".join(names), "done as it was")
+            return done, over or set(planned) <= {operation_of(name) for name in names}
+    complete = len(found[spans[-1][0]]) == len(done[spans[-1][0]])
+    if over and not complete:
+        story.wrong.add(pieces[-1].row, "outcome", f"before the end of the route of {product}", names[-1], "finished")
+        return done, True
+    return found, complete
+
+
+_GOOD = ("finished", "good", "ok", "pass", "passed")
 
 
 def _tell_visit(story: _Story, case: str, name: str, visit: list[Piece]) -> None:
@@ -258,30 +277,25 @@ def _tell_visit(story: _Story, case: str, name: str, visit: list[Piece]) -> None
 def _tell_end(
     story: _Story,
     case: str,
-    product: str,
     last: Piece,
     after: Piece | None,
     due: float | None,
-    again: tuple[str, ...] | None,
-    done: list[str],
+    again: tuple[str, ...] | None,  # the route of the rework that begins now
+    visit: str,
+    complete: bool,
 ) -> None:
     "What became of the part after a visit."
     time, verdict, outcome = last.end, last.said.get("verdict", ""), last.said.get("outcome", "").lower()
     add = story.events.append
     if verdict:
-        add(ev.PartInspected(time, case, last.resource, done[-1], verdict, confidence=1.0))
+        add(ev.PartInspected(time, case, last.resource, visit, verdict, confidence=1.0))
         if verdict != "good":
             suspect = last.said.get("suspect", "")
             add(ev.DefectDetected(time, case, last.resource, verdict, 1.0, suspect=suspect))
     if again is not None:
         add(ev.PartReworked(time, case, reason=verdict or "rework", route=again))
     scrapped = after is None and outcome in ("scrap", "scrapped", "reject", "rejected")
-    planned = {o.id for o in story.factory.route(product)} if story.factory else set()
-    finished = (
-        after is None
-        and not scrapped
-        and (outcome in ("finished", "good", "ok") or planned <= {operation_of(v) for v in done})
-    )
+    finished = after is None and not scrapped and complete
     leave = last.leave if last.leave >= time and (after is None or last.leave <= after.start) else time
     if scrapped:
         return add(ev.PartScrapped(time, case, reason=verdict or outcome))
@@ -372,8 +386,7 @@ class ImportedLog:
         return f"ImportedLog({len(self.events)} events, {len(self.findings)} findings)"
 
     def _repr_html_(self) -> str:
-        by = self.findings.groupby(["field", "finding", "done"], sort=False)
-        counts = by.size().reset_index(name="rows")
+        counts = self.findings.value_counts(["field", "finding", "done"], sort=False).reset_index()
         return f"<p>{len(self.events)} events, {len(self.findings)} findings</p>{counts.head(20).to_html(index=False)}"
 
 
@@ -440,7 +453,7 @@ def _tell(
             usable.append(p)
             if kind:
                 kinds[p.row] = kind
-    usable = _fill(usable, doubtful, wrong)
+    usable = _fill(usable, {row for row, kind in kinds.items() if kind == SETUP}, doubtful, wrong)
     work, downs = defaultdict(list), defaultdict(list)
     for p in usable:
         (downs if p.row in kinds else work)[p.resource].append(p)

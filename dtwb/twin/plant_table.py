@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -296,16 +297,17 @@ class _Names:
     rename: Mapping[str, str]
     wrong: Findings
     known: dict[str, str] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
 
     def id(self, name: str, row: int) -> str:
         if name not in self.known:
             wanted = self.rename.get(name, name)
             id = re.sub(r"[^A-Za-z0-9_.-]+", "_", wanted).lstrip(".-")[:70] or "_"
-            taken = set(self.known.values())
             if id != wanted:
-                id = next(i for i in (id, *(f"{id}_{n}" for n in range(2, 10**6))) if i not in taken)
+                id = next(i for i in chain([id], (f"{id}_{n}" for n in count(2))) if i not in self.taken)
                 self.wrong.add(row, self.kind, "not an id", name, f"called {id}")
             self.known[name] = id
+            self.taken.add(id)
         return self.known[name]
 
 # %% ../../nbs/twin/62_plant_table.ipynb #f4432401

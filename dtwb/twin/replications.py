@@ -21,9 +21,9 @@ from scipy import stats
 
 from ..core.errors import SimulationError
 from ..core.factory import Factory
-from ..core.parallel import Stopped, available_cores, pmap
-from .kpis import UNITS, key_figures
-from .scenarios import display_unit, draws_of, kpi_words, pair_means, run_replications, tell
+from ..core.parallel import Stopped, available_cores
+from .kpis import UNITS, over_time
+from .scenarios import display_unit, draws_of, kpi_words, pair_means, run_replications, share_out, tell
 from .simulation import simulate
 
 # %% ../../nbs/twin/42_replications.ipynb #265dea30
@@ -105,7 +105,7 @@ def kpi_series(
     n: int = 10,  # replications
     seed: int = 0,
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -114,10 +114,17 @@ def kpi_series(
     if UNITS.get(kpi) is None:
         raise SimulationError(f"there is no figure {kpi!r}", "kpi", f"figures: {', '.join(UNITS)}")
     ends = np.arange(1, int(until // step) + 1) * step
+    if len(ends) == 0:
+        raise SimulationError(f"{until:g} s are shorter than a window of {step:g} s", "kpi_series")
     work = partial(_windows, settings={"factory": factory, "until": until} | settings, kpi=kpi, ends=ends)
     options = {"workers": workers, "executor": executor, "progress": progress, "stop": stop}
-    values = np.array(pmap(work, draws_of(n, seed), **options))
-    data = xr.DataArray(values, {"replication": np.arange(n), "time": ends}, ("replication", "time"), kpi)
+    done, stopped = share_out(work, draws_of(n, seed), **options)
+    if not done:
+        raise Stopped({}, n)
+    coordinates = {"replication": np.arange(len(done)), "time": ends}
+    data = xr.DataArray(
+        np.array(done), coordinates, ("replication", "time"), kpi, {"stopped": stopped} if stopped else {}
+    )
     data.attrs["units"], data.time.attrs["units"] = UNITS[kpi], "s"
     return data
 
@@ -125,8 +132,7 @@ def kpi_series(
 def _windows(draw: tuple[int, int, bool], settings: dict[str, Any], kpi: str, ends: np.ndarray) -> list[float]:
     luck: dict[str, Any] = {"seed": draw[1]}
     run = simulate(**settings | luck)
-    events, step = getattr(run, "trace", run.events), ends[0]
-    return [float(key_figures(events, settings["factory"], end - step, end)[kpi]) for end in ends]
+    return over_time(run.trace, settings["factory"], ends[0], 0.0, ends[-1])[kpi].values.astype(float).tolist()
 
 # %% ../../nbs/twin/42_replications.ipynb #2e4b4c90
 def warm_up(
@@ -145,16 +151,18 @@ def plot_warm_up(
     data: xr.Dataset,  # of `warm_up`
     ax: Any = None,
 ) -> Any:  # the ax
-    "The runs, their mean, and what is left out."
+    "The mean of the runs, how far they spread, and what is left out."
     ax = plt.subplots(figsize=(7, 2.6), layout="constrained")[1] if ax is None else ax
     factor, unit, _ = display_unit(data.attrs["kpi"], data.value.attrs["units"], float(data["mean"].max()))
     hours = data.time / 3600
-    ax.plot(hours, data.value.T * factor, color="#999999", lw=0.6, alpha=0.6)
-    ax.plot(hours, data["mean"] * factor, color="#0072B2", lw=2)
+    low, high = (data.value.quantile(q, "replication") * factor for q in (0.1, 0.9))
+    ax.fill_between(hours, low, high, color="#56B4E9", alpha=0.35, lw=0, label="8 of 10 runs")
+    ax.plot(hours, data["mean"] * factor, color="#0072B2", lw=2, label="mean")
     end = data.attrs["warm_up"] / 3600
     ax.axvspan(0, end, color="#E69F00", alpha=0.2, lw=0)
     note = f"warm-up: {tell(end)} h" if data.attrs["enough"] else "too short to tell the warm-up"
     ax.set_title(note, loc="left")
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     ax.set(xlabel="time, h", ylabel=f"{kpi_words(data.attrs['kpi'])}{f', {unit}' if unit else ''}", xlim=(0, hours[-1]))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -282,7 +290,7 @@ def plan_replications(
     start: float = 0.0,  # s, the warm-up
     end: float | None = None,
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Callable[[int, int], Any] | None = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`

@@ -121,7 +121,7 @@ def select_best(
     start: float = 0.0,  # s
     end: float | None = None,  # s
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Callable[[int, int], Any] | None = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`, for all

@@ -17,10 +17,9 @@ import xarray as xr
 
 from ..core.errors import SimulationError
 from ..core.factory import Factory
-from ..core.parallel import Stopped, pmap
 from .changes import Scenario, value_at
 from .kpis import UNITS, key_figures
-from .scenarios import draws_of, kpi_words
+from .scenarios import draws_of, kpi_words, share_out
 from .simulation import simulate
 
 # %% ../../nbs/twin/46_sensitivity.ipynb #e8147a7d
@@ -182,7 +181,7 @@ def plant_response(
     start: float = 0.0,  # s
     end: float | None = None,  # s
     workers: int | None = None,
-    executor: str = "local",
+    executor: str = "auto",
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -202,10 +201,8 @@ def plant_response(
     )
 
     def response(points: np.ndarray) -> np.ndarray:
-        try:
-            found = pmap(work, list(points), executor=executor, workers=workers, progress=progress, stop=stop)
-        except Stopped as e:
-            found = [e.done[i] for i in range(next(i for i in range(e.total) if i not in e.done))]
+        options = {"executor": executor, "workers": workers, "progress": progress, "stop": stop}
+        found, _ = share_out(work, list(points), **options)
         return np.array(found).reshape(len(found), replications, len(kpis))
 
     return response
@@ -216,8 +213,8 @@ def _at_point(point: np.ndarray, factory: Factory, parameters, kpis, seeds, span
     changed, found = Scenario("point", changes).apply(factory), []
     for seed in seeds:
         run = simulate(changed, **settings | {"seed": seed})
-        end = run.events[-1].time if span[1] is None else span[1]
-        figures = key_figures(getattr(run, "trace", run.events), changed, span[0], end)
+        end = float(run.trace.rows["time"][-1]) if span[1] is None else span[1]
+        figures = key_figures(run.trace, changed, span[0], end)
         found.append([float(figures[kpi]) for kpi in kpis])
     return found
 
