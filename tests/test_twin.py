@@ -444,9 +444,7 @@ def test_a_deadlock_is_found_while_orders_still_come():
 
 
 def test_a_queue_that_only_grows_is_refused():
-    with pytest.raises(
-        SimulationError, match=r"more than 200 jobs .* wait for a, for which 2\.\d\d s of work come in a s"
-    ):
+    with pytest.raises(SimulationError, match=r"more than 200 jobs .* wait for a, for which 2\.\d\d s of work"):
         simulate(open_line(1, 1000), until=1e6, max_jobs=200)
     with pytest.raises(SimulationError, match="the source 's' never ends"):
         simulate(open_line(1, 2))
