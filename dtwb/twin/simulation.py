@@ -354,7 +354,7 @@ def _dispatch(plant: Plant) -> None:
 
 def _serve_marked(plant: Plant) -> None:
     "As `_serve_all`, but only those whose situation may have changed."
-    stations, after = plant.stations, -1
+    stations, after = plant.at_bit, -1
     while plant.marked:
         later = plant.marked & after or plant.marked
         bit = later & -later
@@ -362,7 +362,7 @@ def _serve_marked(plant: Plant) -> None:
         plant.marked ^= bit
         plant.touched |= bit
         plant.calling |= bit
-        m = stations[bit.bit_length() - 1]
+        m = stations[bit]
         if serve(plant, m):
             plant.marked |= plant.patient | m.again
 
