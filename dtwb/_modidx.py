@@ -2998,6 +2998,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dtwb.twin.simulation._take_up': ('twin/simulation.html#_take_up', 'dtwb/twin/simulation.py'),
                                       'dtwb.twin.simulation._turn': ('twin/simulation.html#_turn', 'dtwb/twin/simulation.py'),
                                       'dtwb.twin.simulation._wipe': ('twin/simulation.html#_wipe', 'dtwb/twin/simulation.py'),
+                                      'dtwb.twin.simulation.check_settings': ( 'twin/simulation.html#check_settings',
+                                                                               'dtwb/twin/simulation.py'),
                                       'dtwb.twin.simulation.drawn_route': ('twin/simulation.html#drawn_route', 'dtwb/twin/simulation.py'),
                                       'dtwb.twin.simulation.executed_schedule': ( 'twin/simulation.html#executed_schedule',
                                                                                   'dtwb/twin/simulation.py'),
