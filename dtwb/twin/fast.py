@@ -553,7 +553,7 @@ def wait_to_move(N, F, p):
             N[p + C.P_TOWARDS] = 0
             return
         m, start, leave = N[N[y + C.Y_GROUP] + C.G_MACHINE], F[N[y + C.Y_GROUP] + C.G_START], F[p + C.P_LEAVE]
-        if N[p + C.P_WHERE] == N[C.N_MACHINES] and N[m + C.M_LIMITED]:
+        if N[p + C.P_WHERE] == N[C.N_MACHINES]:
             leave = F[y + C.Y_ENTERS]
         goes = max(goes, leave)
     F[p + C.P_START] = start
