@@ -2341,6 +2341,8 @@ def why_not_fast(
         return "conveyors carry the parts"
     if any(o.needs for p in factory.products for o in p.operations):
         return "operations need operators"
+    if any(o.max_wait is not None for p in factory.products for o in p.operations):
+        return "people are told of parts that wait for too long"
     crews = [
         m.id for m in factory.machines if m.maintenance and m.maintenance.crew or any(f.crew for f in m.failure_modes)
     ]
