@@ -53,7 +53,7 @@ __all__ = ['NOW', 'UNTIL', 'LIMIT', 'INSTANT', 'PHASE', 'CURSOR', 'CHANGED', 'MO
            'RANKS', 'FEW', 'FAST_RULES', 'IDLES', 'SETS_UP', 'RUNS', 'IS_BLOCKED', 'STARVES', 'WARNS', 'ERRS', 'CARES',
            'IS_OFF', 'TOO_MANY_STEPS', 'CROWDED']
 
-# %% ../../nbs/twin/05_cells.ipynb #4d878d8f
+# %% ../../nbs/twin/05_cells.ipynb #2564370c
 # fmt: off
 (  # the head of the block
     NOW, UNTIL, LIMIT, INSTANT, PHASE, CURSOR, CHANGED, MOVED, LIVE, PLANNED_CALLS, UNFINISHED, PLANNED, RULE, DISTURBED, RECORD, SENSING,
@@ -127,6 +127,6 @@ RANKS = 2.0**46
 FEW = 1 << 32
 FAST_RULES = ("fifo", "spt", "lpt", "edd", "slack", "cr", "atc", "setup")
 
-# %% ../../nbs/twin/05_cells.ipynb #baaf0f33
+# %% ../../nbs/twin/05_cells.ipynb #2f005e7f
 IDLES, SETS_UP, RUNS, IS_BLOCKED, STARVES, WARNS, ERRS, CARES, IS_OFF = range(9)  # as in MachineStatus
 TOO_MANY_STEPS, CROWDED = 1, 2

@@ -21,10 +21,10 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
            'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
            'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast',
-           'FastSimulation', 'check_schedule', 'say_plan', 'fresh', 'make_room', 'set_rows', 'sort_many', 'drain',
-           'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room',
+           'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #2dccad2c
+# %% ../../nbs/twin/10_fast.ipynb #bab7243e
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +46,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #b1f8da19
+# %% ../../nbs/twin/10_fast.ipynb #9bedef61
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,7 +74,7 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #2e1cc85e
+# %% ../../nbs/twin/10_fast.ipynb #20848c06
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -183,7 +183,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #f11b7732
+# %% ../../nbs/twin/10_fast.ipynb #25bbd79d
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -361,7 +361,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #109d07e2
+# %% ../../nbs/twin/10_fast.ipynb #f0ddc1e3
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -424,7 +424,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #51d136cd
+# %% ../../nbs/twin/10_fast.ipynb #40d9185b
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -843,7 +843,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #f347c0bc
+# %% ../../nbs/twin/10_fast.ipynb #06095dc5
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -941,7 +941,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #71b73af3
+# %% ../../nbs/twin/10_fast.ipynb #3c0e919a
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -1216,7 +1216,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #8f52c615
+# %% ../../nbs/twin/10_fast.ipynb #4050ae00
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1877,7 +1877,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #2f8a17ec
+# %% ../../nbs/twin/10_fast.ipynb #61160d17
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2318,7 +2318,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #ffc185a6
+# %% ../../nbs/twin/10_fast.ipynb #18964210
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2350,7 +2350,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #1ddebd7d
+# %% ../../nbs/twin/10_fast.ipynb #4a76aa70
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2382,20 +2382,20 @@ class FastSimulation:
             "max_jobs": max_jobs,
         }
         _refuse_what_cannot_be(factory, schedule, seed, until, rule, more)
-        self._start(blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
+        self._start(known_blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
 
     def _start(
         self, blue: Blueprint, seed: int, until: float | None, antithetic=False, record=True, bus=None, stop=None
     ) -> None:
         self.blueprint, self.factory, self.run_id = blue, blue.factory, blue.settings["run"]
         self.seed, self.until, self.antithetic, self.bus, self.stop = seed, until, antithetic, bus, stop
-        self.names, self.objects = list(blue.names), list(blue.objects)
+        self.names, self.objects = blue.names, list(blue.objects)
         self.chunks: list[np.ndarray] = []  # of the trace, whole instants
         self.how: str | None = None  # how it ended
-        self._folded, self._published, self._alarms = (0, initial_state(blue.factory)), 0, 0
+        self._folded, self._published, self._alarms = None, 0, 0
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
-        self.R = np.zeros(4097 if record else 2, TRACE)
+        self.R = np.empty(blue.room.get("rows", 4097) if record else 2, TRACE)
         self.N[C.RECORD] = record
         set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
@@ -2474,11 +2474,12 @@ class FastSimulation:
         sort_many(self)
         settle(self.N, self.F, self.R)
         drain(self)
+        remember_room(self)
         if self.how is None:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #50deab17
+# %% ../../nbs/twin/10_fast.ipynb #b868217d
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2494,8 +2495,23 @@ def _refuse_what_cannot_be(
     if endless and until is None:
         raise SimulationError(f"the source {endless[0]!r} never ends", "until", "say when to stop, or give it a limit")
     find_rule(rule)
-    if schedule is not None:
-        check_schedule(factory, schedule)
+
+
+_KNOWN: dict[tuple, Blueprint] = {}
+
+
+def known_blueprint(factory: Factory, schedule: Schedule | None = None, **settings: Any) -> Blueprint:
+    "The blueprint; the last ones are kept, with what their runs have taught of how much room they need."
+    key = id(factory), id(schedule), *sorted(settings.items())
+    found = _KNOWN.pop(key, None)
+    if found is None or found.factory is not factory or found.settings["schedule"] is not schedule:
+        if schedule is not None:
+            check_schedule(factory, schedule)
+        found = blueprint(factory, schedule, **settings)
+    _KNOWN[key] = found
+    while len(_KNOWN) > 16:
+        del _KNOWN[next(iter(_KNOWN))]
+    return found
 
 
 def check_schedule(factory: Factory, schedule: Schedule) -> None:  # raises ScheduleError
@@ -2520,25 +2536,49 @@ def fresh(
     antithetic: bool = False,
 ) -> np.ndarray:  # int64
     "The block of a run before it begins, with its own luck."
-    cells = blue.cells
-    jobs, routed = int(cells[C.N_JOBS]), any(p.routing is not None for p in blue.factory.products)
-    margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
-        :, C.S_MARGIN
-    ]
-    heap = int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512
-    draws = margins + 15
-    N = lay_out(
-        cells,
-        parts=min(jobs, 64) + 16,
-        heap=heap,
-        nodes=1024 if routed else 1,
-        log=2 * int(cells[C.LOG_SLACK]) + 1024,
-        draws=draws,
-    )
+    if blue.template is None:
+        blue.template = lay_out(blue.cells, **_room(blue))
+    N = blue.template.copy()
     N[C.SEED] = seed
     seed_all(blue, N, seed)
-    stock_up(blue, N, draws, antithetic)
+    stock_up(blue, N, _room(blue)["draws"], antithetic)
     return N
+
+
+def _room(blue: Blueprint) -> dict[str, Any]:
+    "How much room a run gets from the start: what others have needed."
+    if "draws" not in blue.room:
+        cells = blue.cells
+        margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
+            :, C.S_MARGIN
+        ]
+        routed = any(p.routing is not None for p in blue.factory.products)
+        blue.room |= {
+            "parts": min(int(cells[C.N_JOBS]), 64) + 16,
+            "heap": int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512,
+            "nodes": 1024 if routed else 1,
+            "log": 2 * int(cells[C.LOG_SLACK]) + 1024,
+            "draws": margins + 15,
+        }
+    return {name: size for name, size in blue.room.items() if name != "rows"}
+
+
+def remember_room(sim: FastSimulation) -> None:
+    "The next run of the blueprint gets as much room as this one has come to need."
+    N, blue = sim.N, sim.blueprint
+    rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
+    used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
+    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
+    room = {name: min(int(N[at]), 1 << 16) for name, at in _SIZES.items()} | {"draws": draws}
+    if any(np.any(size > blue.room[name]) for name, size in room.items()) and draws.sum() < 1 << 21:
+        blue.room |= {name: np.maximum(size, blue.room[name]) for name, size in room.items()}
+        blue.template = None
+    if N[C.RECORD]:
+        total = sum(map(len, sim.chunks)) + 2 * int(N[C.ROWS_SLACK])
+        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 16))
+
+
+_SIZES = {"parts": C.PARTS_MAX, "heap": C.HEAP_MAX, "nodes": C.NODES_MAX, "log": C.LOG_MAX}
 
 
 def make_room(sim: FastSimulation) -> None:
@@ -2568,7 +2608,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #2e37cd73
+# %% ../../nbs/twin/10_fast.ipynb #bce199f5
 def set_rows(sim: FastSimulation) -> None:
     "Tell the kernel how much room there is for its rows."
     N, rows = sim.N, len(sim.R) - 1
@@ -2599,6 +2639,7 @@ def drain(sim: FastSimulation) -> None:
         kind = int(N[at])
         if kind < 0:
             order = f"{sim.factory.sources[-1 - kind].id}-{int(N[at + 1]):07}"
+            sim.names = sim.names if sim.names is not sim.blueprint.names else list(sim.names)
             sim.names += [order, f"{order}-1"]
             at += 2
         else:
@@ -2616,7 +2657,7 @@ def word(sim: FastSimulation, name: str) -> int:
     "The number of a word, which may be new."
     drain(sim)
     if name not in sim.names:
-        sim.names.append(name)
+        sim.names = [*sim.names, name]
         sim.N[C.N_NAMES] += 1
     return sim.names.index(name)
 
@@ -2636,9 +2677,9 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows = rows.copy()
         table = np.where(codes < -1, len(sim.names) + np.arange(len(codes)), codes)
         rows["b"] = table[which]
-    return Trace(rows, list(names), list(sim.objects))
+    return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #eb203d55
+# %% ../../nbs/twin/10_fast.ipynb #893efc5e
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2655,7 +2696,7 @@ def events(self: FastSimulation) -> list[Event]:
 def state(self: FastSimulation) -> FactoryState:  # the caller's own
     "The state now, with all events of this instant so far."
     drain(self)
-    done, state = self._folded
+    done, state = self._folded or (0, initial_state(self.factory))
     over = sum(map(len, self.chunks))
     whole = trace_of(self)
     fold(whole[done:over].events, state)
@@ -2674,7 +2715,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #a4d04dde
+# %% ../../nbs/twin/10_fast.ipynb #5b6f2043
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
