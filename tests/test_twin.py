@@ -157,6 +157,22 @@ def factories(draw, stream=False, staffed=False):
     plant: dict = {"name": "random"}
     plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
     plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
+<<<<<<< HEAD
+=======
+=======
+<<<<<<< HEAD
+    plant: dict = {"name": "random"}
+    plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
+    plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
+=======
+    plant: dict = {
+        "name": "random",
+        "buffers": [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)],
+    }
+    plant["machines"] = [draw(machines(i)) for i in range(draw(st.integers(1, 5)))]
+>>>>>>> experiments
+>>>>>>> bench
+>>>>>>> main
     ids = [m["id"] for m in plant["machines"]]
     plant["products"] = [draw(products(p, ids, stream and pick(True, False))) for p in range(draw(st.integers(1, 2)))]
     names = [p["id"] for p in plant["products"]]

@@ -262,11 +262,13 @@ def move(plant: Plant) -> bool:
             elif direct is None and not moved and (entry := _first_with_a_place(plant, m)) is not None:
                 placed = entry if placed is None else min(placed, entry)
         if direct is not None:
-            part, m = direct[2], direct[2].towards
+            part = direct[2]
+            m: Station = part.towards  # pyright: ignore[reportAssignmentType]
             let_go(plant, part, m, m.places is not None)
             moved = True
         elif placed is not None:
-            part, m = placed[2], placed[2].towards
+            part = placed[2]
+            m: Station = part.towards  # pyright: ignore[reportAssignmentType]
             if m.sequence:
                 part, m = _who_goes_first(plant, part, m)
             let_go(plant, part, m, False)
@@ -314,23 +316,23 @@ def _who_goes_first(plant: Plant, part: Part, m: Station) -> tuple[Part, Station
     """Once the part that holds `m` has gone, the next of its sequence needs no place: so that one goes first.
     So does one for the last place whose machine then takes a part from there: there is a place again."""
     if is_next(m, part):
-        for other in _movable(m.holds, part, plant.now):
-            if _has_place(other, other.towards, part) and (not plant.carried or can_go(plant, other, other.towards)):
-                return other, other.towards
+        for other, there in _movable(m.holds, part, plant.now):
+            if _has_place(other, there, part) and (not plant.carried or can_go(plant, other, there)):
+                return other, there
     places = m.places
     assert places is not None
     if len(places.taken) + places.reserved == places.capacity - 1 and part.buffer is not places:
         for n in plant.all_of(places.mask):
             if len(n.holds) == 1 and _takes_from(plant, n, places):
-                for other in _movable(n.holds, part, plant.now):
-                    if other.towards.places is places and _has_place(other, other.towards, part):
-                        return other, other.towards
+                for other, there in _movable(n.holds, part, plant.now):
+                    if there.places is places and _has_place(other, there, part):
+                        return other, there
     return part, m
 
 
-def _movable(holds: list[Part], but: Part, now: float) -> list[Part]:
-    there = [p for p in holds if p is not but and p.moving and p.towards is not None and p.goes <= now]
-    return sorted(there, key=lambda p: p.entry)  # pyright: ignore[reportCallIssue, reportArgumentType]
+def _movable(holds: list[Part], but: Part, now: float) -> list[tuple[Part, Station]]:
+    there = [p.entry for p in holds if p is not but and p.moving and p.entry is not None and p.goes <= now]
+    return [(p, p.towards) for *_, p in sorted(there) if p.towards is not None]
 
 
 def _takes_from(plant: Plant, m: Station, places: Places) -> bool:
