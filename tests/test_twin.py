@@ -151,14 +151,13 @@ def products(draw, p, ids, routing):
 
 
 @st.composite
-def factories(draw, stream=False, staffed=False):
+def factories(draw, stream=False):
     """Small plants with everything that a plant may have; with `stream`, orders come from sources, too."""
     pick = lambda *options: draw(st.sampled_from(options))
+<<<<<<< HEAD
     plant: dict = {"name": "random"}
     plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
     plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
-<<<<<<< HEAD
-=======
 =======
 <<<<<<< HEAD
     plant: dict = {"name": "random"}
@@ -172,7 +171,6 @@ def factories(draw, stream=False, staffed=False):
     plant["machines"] = [draw(machines(i)) for i in range(draw(st.integers(1, 5)))]
 >>>>>>> experiments
 >>>>>>> bench
->>>>>>> main
     ids = [m["id"] for m in plant["machines"]]
     plant["products"] = [draw(products(p, ids, stream and pick(True, False))) for p in range(draw(st.integers(1, 2)))]
     names = [p["id"] for p in plant["products"]]
@@ -198,30 +196,7 @@ def factories(draw, stream=False, staffed=False):
     plant["calendars"] = [{"id": "day", "period": 100, "open": [[10, 50], [60, 90]], "closed": [[120, 150]]}]
     plant["materials"] = [clay, {"id": "dust"}]
     plant["transport"] = {"speed": draw(st.sampled_from([0.7, 1000])), "handling": pick(0, 2)}
-    return parse_factory(plant if not staffed else plant | draw(services(plant)))
-
-
-@st.composite
-def services(draw, plant):
-    """Operators, crews, vehicles and belts for it."""
-    pick = lambda *options: draw(st.sampled_from(options))
-    for m in plant["machines"]:
-        for served in (*m.get("failures", ()), *([m["maintenance"]] if "maintenance" in m else [])):
-            served |= maybe(draw, crew="fitters")
-    for product in plant["products"]:
-        for operation in product["operations"]:
-            operation |= maybe(draw, needs={pick("saw", "weld"): pick(1, 2)}, max_wait=10)
-    people = [{"id": f"w{i}", "skills": pick(["saw", "weld"], ["saw"]) if i else ["saw", "weld"]} for i in range(2)]
-    people += [{"id": "late", "skills": ["saw", "weld"], "calendar": "day"}, {"id": "x", "skills": ["weld"]}]
-    found: dict = {"operators": people, "crews": [{"id": "fitters", "size": pick(1, 2)} | maybe(draw, calendar="day")]}
-    transport = plant["transport"]
-    if pick(True, False):
-        transport["vehicles"] = {"size": pick(1, 2, 3), "speed": 0.5, "loading": pick(0, 2), "unloading": 1}
-        transport["vehicles"] |= maybe(draw, battery={"range": 60, "charge": 30, "reserve": 0.4})
-    if len(plant["machines"]) > 1:
-        belt = {"from": "m0", "to": "m1", "time": 6, "capacity": 2, "headway": 2}
-        transport |= maybe(draw, conveyors=[belt])
-    return found
+    return parse_factory(plant)
 
 
 few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -245,51 +220,6 @@ def test_looking_at_everything_makes_no_difference(factory, rule, seed):
     if plan.how == "finished" and not factory.sources:
         runs = [Simulation(factory, plan.schedule, seed=seed, look_at_all=look).run() for look in (False, True)]
         assert runs[0].hash == runs[1].hash
-
-
-@few
-@given(factories(stream=True, staffed=True), st.sampled_from(sorted(RULES)), st.integers(0, 99), st.booleans())
-def test_nobody_is_in_two_places(factory, rule, seed, look_at_all):
-    sim = Simulation(factory, rule=rule, seed=seed, look_at_all=look_at_all)
-    while sim.step():
-        staff = [person for m in sim.plant.stations for piece in m.pieces for person in piece.staff]
-        assert len(staff) == len(set(staff)) == sum(person.busy for person in sim.plant.people)
-        for m in sim.plant.stations:
-            for piece in m.pieces:
-                check_skills(piece)
-        crew = sim.plant.teams["fitters"]
-        out = sum((m.helper is crew) + (m.mender is crew) for m in sim.plant.stations)
-        assert out == crew.busy <= crew.size
-    run = sim.run()
-    check_the_laws(factory, run)
-    check_transport(factory, run.events)
-    assert run.how == "finished" or run.how.startswith("deadlock"), run.how
-
-
-def check_skills(piece):
-    for part in piece.parts:
-        for skill, units in part.step.spec.needs.items():
-            assert sum(skill in person.skills for person in piece.staff) >= units
-
-
-def check_transport(factory, events):
-    busy, belts = defaultdict(lambda: (0.0, "home")), defaultdict(list)
-    fleet = factory.transport.vehicles
-    for e in events:
-        if isinstance(e, ev.VehicleMoved):
-            until, place = busy[e.subject]
-            assert e.time >= until - 1e-9 and e.origin == place
-            extra = (fleet.unloading if e.job else fleet.loading) if e.destination != "home" else 0
-            busy[e.subject] = e.time + e.duration + extra, e.destination
-        elif isinstance(e, ev.VehicleCharged):
-            assert e.time >= busy[e.subject][0] - 1e-9
-            busy[e.subject] = e.time + e.duration, "home"
-        elif isinstance(e, ev.PartMoved):
-            belts[e.origin, e.destination].append(e.time)
-    for belt in factory.transport.conveyors:
-        times = belts[belt.origin, belt.destination]
-        assert all(b - a >= belt.headway for a, b in itertools.pairwise(times))
-        assert all(sum(t < s <= t + belt.time for s in times) < belt.capacity for t in times)
 
 
 def locked_up(factory, run):
