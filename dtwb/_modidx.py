@@ -205,6 +205,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.core.factory._check_tariff': ('core/factory.html#_check_tariff', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._check_transport': ('core/factory.html#_check_transport', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._clash': ('core/factory.html#_clash', 'dtwb/core/factory.py'),
+                                   'dtwb.core.factory._first_causes': ('core/factory.html#_first_causes', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._floor': ('core/factory.html#_floor', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._moves': ('core/factory.html#_moves', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._named': ('core/factory.html#_named', 'dtwb/core/factory.py'),
