@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from dtwb.core.events import in_order
 from dtwb.core.factory import Factory, open_windows, parse_factory
 from dtwb.core.schedule import Schedule
 from dtwb.core.state import apply, initial_state
-from dtwb.twin.simulation import RULES, Simulation, simulate
+from dtwb.twin.simulation import RULES, Simulation
+from dtwb.twin.simulation import simulate as simulate_by_any
 
+simulate = partial(simulate_by_any, engine="simpy")
 PLANT = Factory.load("data/factories/tile_plant.yaml")
 
 
@@ -76,7 +79,7 @@ def maybe(draw, **given):
 
 
 @st.composite
-def machines(draw, i):
+def machines(draw, i, pull):
     pick = lambda *options: draw(st.sampled_from(options))
     m: dict = {"id": f"m{i}", "position": [draw(st.integers(0, 5)), draw(st.integers(0, 3))], "camera": {}}
     m |= {"buffer": pick(None, None, "b0", "b1", "b2"), "calendar": pick(None, "day")}
@@ -86,7 +89,7 @@ def machines(draw, i):
         m["setup"] = {"initial": pick(None, "p0"), "default": draw(st.integers(0, 9)), "times": {"p0": {"p1": 7}}}
     elif m["batch_capacity"] == 1:
         m["capacity"] = pick(1, 1, 2, 3)
-    m["kanban"] = pick(None, None, None, 3, 4)
+    m["kanban"] = pick(None, None, 3, 4) if pull else None  # a plan has no kanbans: they may delay it
     clock = st.sampled_from(["operating", "calendar"])
     modes = [
         {
@@ -151,11 +154,9 @@ def products(draw, p, ids, routing):
 def factories(draw, stream=False):
     """Small plants with everything that a plant may have; with `stream`, orders come from sources, too."""
     pick = lambda *options: draw(st.sampled_from(options))
-    plant: dict = {
-        "name": "random",
-        "buffers": [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)],
-    }
-    plant["machines"] = [draw(machines(i)) for i in range(draw(st.integers(1, 5)))]
+    plant: dict = {"name": "random"}
+    plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
+    plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
     ids = [m["id"] for m in plant["machines"]]
     plant["products"] = [draw(products(p, ids, stream and pick(True, False))) for p in range(draw(st.integers(1, 2)))]
     names = [p["id"] for p in plant["products"]]
