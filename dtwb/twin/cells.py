@@ -28,31 +28,32 @@ __all__ = ['NOW', 'UNTIL', 'LIMIT', 'INSTANT', 'PHASE', 'CURSOR', 'CHANGED', 'MO
            'FAILURE', 'K_LIFE', 'K_STREAM', 'K_QUALITY', 'K_RATE', 'K_WORN_RATE', 'K_TYPES', 'K_TYPE', 'K_BOUNDS',
            'WEARING', 'E_NAME', 'E_UNIT', 'E_NEW', 'E_WORN', 'E_NOISE', 'E_STREAM', 'SENSOR', 'C_PERIOD', 'C_N',
            'C_OPEN', 'C_CLOSED_N', 'C_CLOSED', 'CALENDAR', 'B_NAME', 'B_RANK', 'B_CAPACITY', 'B_LEVEL', 'B_QUEUE',
-           'B_FIRST', 'B_LAST', 'B_MACHINES', 'B_MACHINE', 'BUFFER', 'A_NAME', 'A_RANK', 'A_STOCK', 'A_NEED',
-           'A_ORDERED', 'A_REORDERS', 'A_POINT', 'A_QUANTITY', 'A_LEAD', 'A_STREAM', 'MATERIAL', 'U_MATERIAL',
-           'U_QUANTITY', 'U_TIME', 'USE', 'R_NAME', 'R_FIRST', 'R_N', 'R_ROUTE', 'R_STREAM', 'R_NETWORK', 'PRODUCT',
-           'O_INDEX', 'O_NAME', 'O_PLACE', 'O_LAST', 'O_FAMILY', 'O_MODE', 'O_MODES', 'O_USE', 'O_USES', 'O_MAKE',
-           'O_MAKES', 'O_MEAN', 'O_REST', 'O_INSPECTS', 'O_MISSED', 'O_FALSE', 'O_REWORK', 'O_MOST', 'O_WORD',
-           'O_WORDS', 'OPERATION', 'D_MACHINE', 'D_MEAN', 'D_LOAD', 'D_STREAM', 'MODE', 'Q_NAME', 'Q_RANK', 'Q_PRODUCT',
-           'Q_QUANTITY', 'Q_DUE', 'Q_WEIGHT', 'Q_RELEASE', 'Q_JOBS', 'Q_N', 'ORDERED', 'J_NAME', 'J_RANK', 'J_ORDER',
-           'J_QUANTITY', 'J_DUE', 'J_PART', 'J_PLAN', 'JOB', 'Z_ORDER_RANK', 'Z_RANK', 'Z_INDEX', 'Z_N', 'Z_LIMIT',
-           'Z_PRODUCTS', 'Z_MANY', 'Z_BOUNDS', 'Z_MIX', 'Z_STREAM', 'Z_GAP', 'Z_FIRST', 'Z_DUE', 'Z_ALLOWS', 'Z_WEIGHT',
-           'SOURCE', 'G_MACHINE', 'G_N', 'G_KEYS', 'G_THERE', 'G_LOAD', 'G_START', 'G_AFTER', 'G_BEFORE', 'GROUP',
-           'Y_GROUP', 'Y_JOB', 'Y_OPERATION', 'Y_LEAVE', 'Y_ENTERS', 'PLANNED_ROW', 'S_AT', 'S_HAVE', 'S_USED',
-           'S_ENOUGH', 'S_MARGIN', 'S_MADE', 'S_STATE', 'S_STATE_1', 'S_INC', 'S_INC_1', 'STREAM', 'P_ALIVE', 'P_JOB',
-           'P_NAME', 'P_RANK', 'P_ORDER', 'P_PRODUCT', 'P_QUANTITY', 'P_DUE', 'P_WEIGHT', 'P_SERIAL', 'P_SOURCE',
-           'P_NUMBER', 'P_RELEASED', 'P_FREE', 'P_NEXT', 'P_NODE', 'P_LAST', 'P_WALKS', 'P_STEPS', 'P_ROUTE', 'P_WHERE',
-           'P_ON', 'P_TARGET', 'P_DIRECT', 'P_ORIGIN', 'P_LEFT', 'P_READY', 'P_CHOICE', 'P_LOAD', 'P_COUNTED',
-           'P_CHOSEN', 'P_BUFFER', 'P_QUEUE', 'P_BEHIND', 'P_AHEAD', 'P_AFTER', 'P_BEFORE', 'P_TURN', 'P_START',
-           'P_GOES', 'P_TOWARDS', 'P_LEAVE', 'P_MENDS', 'P_REWORKED', 'P_DEFECTIVE', 'P_THEN', 'P_KEPT', 'P_KEY',
-           'P_KEY_2', 'P_VISITS', 'N_OPERATION', 'N_NEXT', 'N_BEFORE', 'N_REST', 'NODE', 'EVENT', 'WAKE', 'FINISH',
-           'SETUP_END', 'FALL_DUE', 'HAS_COME', 'REPAIRED', 'MAINTAINED', 'PAUSE', 'TURN', 'OPENS', 'CARE_DUE',
-           'REPLENISH', 'DELIVER', 'ARRIVE', 'ORDER', 'BREAK', 'FIFO', 'SPT', 'LPT', 'EDD', 'SLACK', 'CR', 'ATC',
-           'SETUP', 'FITS', 'PAUSES', 'BROKEN', 'CARED_FOR', 'FINISHED', 'STOPPED', 'DEADLOCK', 'ENDED', 'ENOUGH',
-           'NEEDS', 'REACHED', 'STUCK', 'LATE', 'NEVER', 'VISITS', 'RANKS', 'FEW', 'FAST_RULES', 'IDLES', 'SETS_UP',
-           'RUNS', 'IS_BLOCKED', 'STARVES', 'WARNS', 'ERRS', 'CARES', 'IS_OFF', 'TOO_MANY_STEPS', 'CROWDED']
+           'B_FIRST', 'B_LAST', 'B_MACHINES', 'B_MACHINE', 'B_ENTRIES', 'B_ENTRY', 'B_ENTERING', 'BUFFER', 'A_NAME',
+           'A_RANK', 'A_STOCK', 'A_NEED', 'A_ORDERED', 'A_REORDERS', 'A_POINT', 'A_QUANTITY', 'A_LEAD', 'A_STREAM',
+           'MATERIAL', 'U_MATERIAL', 'U_QUANTITY', 'U_TIME', 'USE', 'R_NAME', 'R_FIRST', 'R_N', 'R_ROUTE', 'R_STREAM',
+           'R_NETWORK', 'PRODUCT', 'O_INDEX', 'O_NAME', 'O_PLACE', 'O_LAST', 'O_FAMILY', 'O_MODE', 'O_MODES', 'O_USE',
+           'O_USES', 'O_MAKE', 'O_MAKES', 'O_MEAN', 'O_REST', 'O_INSPECTS', 'O_MISSED', 'O_FALSE', 'O_REWORK', 'O_MOST',
+           'O_WORD', 'O_WORDS', 'OPERATION', 'D_MACHINE', 'D_MEAN', 'D_LOAD', 'D_STREAM', 'MODE', 'Q_NAME', 'Q_RANK',
+           'Q_PRODUCT', 'Q_QUANTITY', 'Q_DUE', 'Q_WEIGHT', 'Q_RELEASE', 'Q_JOBS', 'Q_N', 'ORDERED', 'J_NAME', 'J_RANK',
+           'J_ORDER', 'J_QUANTITY', 'J_DUE', 'J_PART', 'J_PLAN', 'JOB', 'Z_ORDER_RANK', 'Z_RANK', 'Z_INDEX', 'Z_N',
+           'Z_LIMIT', 'Z_PRODUCTS', 'Z_MANY', 'Z_BOUNDS', 'Z_MIX', 'Z_STREAM', 'Z_GAP', 'Z_FIRST', 'Z_DUE', 'Z_ALLOWS',
+           'Z_WEIGHT', 'SOURCE', 'G_MACHINE', 'G_N', 'G_KEYS', 'G_THERE', 'G_LOAD', 'G_START', 'G_AFTER', 'G_BEFORE',
+           'GROUP', 'Y_GROUP', 'Y_JOB', 'Y_OPERATION', 'Y_LEAVE', 'Y_ENTERS', 'Y_ENTRY', 'PLANNED_ROW', 'T_KEY',
+           'T_ROOM', 'T_MISSING', 'ENTRY', 'S_AT', 'S_HAVE', 'S_USED', 'S_ENOUGH', 'S_MARGIN', 'S_MADE', 'S_STATE',
+           'S_STATE_1', 'S_INC', 'S_INC_1', 'STREAM', 'P_ALIVE', 'P_JOB', 'P_NAME', 'P_RANK', 'P_ORDER', 'P_PRODUCT',
+           'P_QUANTITY', 'P_DUE', 'P_WEIGHT', 'P_SERIAL', 'P_SOURCE', 'P_NUMBER', 'P_RELEASED', 'P_FREE', 'P_NEXT',
+           'P_NODE', 'P_LAST', 'P_WALKS', 'P_STEPS', 'P_ROUTE', 'P_WHERE', 'P_ON', 'P_TARGET', 'P_DIRECT', 'P_ORIGIN',
+           'P_LEFT', 'P_READY', 'P_CHOICE', 'P_LOAD', 'P_COUNTED', 'P_CHOSEN', 'P_BUFFER', 'P_QUEUE', 'P_BEHIND',
+           'P_AHEAD', 'P_AFTER', 'P_BEFORE', 'P_TURN', 'P_START', 'P_GOES', 'P_TOWARDS', 'P_LEAVE', 'P_MENDS',
+           'P_REWORKED', 'P_DEFECTIVE', 'P_THEN', 'P_KEPT', 'P_KEY', 'P_KEY_2', 'P_VISITS', 'N_OPERATION', 'N_NEXT',
+           'N_BEFORE', 'N_REST', 'NODE', 'EVENT', 'WAKE', 'FINISH', 'SETUP_END', 'FALL_DUE', 'HAS_COME', 'REPAIRED',
+           'MAINTAINED', 'PAUSE', 'TURN', 'OPENS', 'CARE_DUE', 'REPLENISH', 'DELIVER', 'ARRIVE', 'ORDER', 'BREAK',
+           'FIFO', 'SPT', 'LPT', 'EDD', 'SLACK', 'CR', 'ATC', 'SETUP', 'FITS', 'PAUSES', 'BROKEN', 'CARED_FOR',
+           'FINISHED', 'STOPPED', 'DEADLOCK', 'ENDED', 'ENOUGH', 'NEEDS', 'REACHED', 'STUCK', 'LATE', 'NEVER', 'VISITS',
+           'RANKS', 'FEW', 'FAST_RULES', 'IDLES', 'SETS_UP', 'RUNS', 'IS_BLOCKED', 'STARVES', 'WARNS', 'ERRS', 'CARES',
+           'IS_OFF', 'TOO_MANY_STEPS', 'CROWDED']
 
-# %% ../../nbs/twin/05_cells.ipynb #b1380cfc
+# %% ../../nbs/twin/05_cells.ipynb #2564370c
 # fmt: off
 (  # the head of the block
     NOW, UNTIL, LIMIT, INSTANT, PHASE, CURSOR, CHANGED, MOVED, LIVE, PLANNED_CALLS, UNFINISHED, PLANNED, RULE, DISTURBED, RECORD, SENSING,
@@ -82,7 +83,7 @@ W_MACHINE, W_N, W_PARTS, W_TOKEN, W_DURATION, W_REMAINING, W_STARTED, PIECE = ra
 K_LIFE, K_STREAM, K_QUALITY, K_RATE, K_WORN_RATE, K_TYPES, K_TYPE, K_BOUNDS, WEARING = range(9)  # degradation
 E_NAME, E_UNIT, E_NEW, E_WORN, E_NOISE, E_STREAM, SENSOR = range(7)
 C_PERIOD, C_N, C_OPEN, C_CLOSED_N, C_CLOSED, CALENDAR = range(6)
-B_NAME, B_RANK, B_CAPACITY, B_LEVEL, B_QUEUE, B_FIRST, B_LAST, B_MACHINES, B_MACHINE, BUFFER = range(10)
+B_NAME, B_RANK, B_CAPACITY, B_LEVEL, B_QUEUE, B_FIRST, B_LAST, B_MACHINES, B_MACHINE, B_ENTRIES, B_ENTRY, B_ENTERING, BUFFER = range(13)
 (  # a material
     A_NAME, A_RANK, A_STOCK, A_NEED, A_ORDERED, A_REORDERS, A_POINT, A_QUANTITY, A_LEAD, A_STREAM, MATERIAL,
 ) = range(11)
@@ -99,7 +100,8 @@ J_NAME, J_RANK, J_ORDER, J_QUANTITY, J_DUE, J_PART, J_PLAN, JOB = range(8)
     Z_ORDER_RANK, Z_RANK, Z_INDEX, Z_N, Z_LIMIT, Z_PRODUCTS, Z_MANY, Z_BOUNDS, Z_MIX, Z_STREAM, Z_GAP, Z_FIRST, Z_DUE, Z_ALLOWS, Z_WEIGHT, SOURCE,
 ) = range(16)
 G_MACHINE, G_N, G_KEYS, G_THERE, G_LOAD, G_START, G_AFTER, G_BEFORE, GROUP = range(9)  # what a plan starts together
-Y_GROUP, Y_JOB, Y_OPERATION, Y_LEAVE, Y_ENTERS, PLANNED_ROW = range(6)
+Y_GROUP, Y_JOB, Y_OPERATION, Y_LEAVE, Y_ENTERS, Y_ENTRY, PLANNED_ROW = range(7)
+T_KEY, T_ROOM, T_MISSING, ENTRY = range(4)  # a place that the plan promises
 (  # a stream of random numbers
     S_AT, S_HAVE, S_USED, S_ENOUGH, S_MARGIN, S_MADE, S_STATE, S_STATE_1, S_INC, S_INC_1, STREAM,
 ) = range(11)
@@ -125,6 +127,6 @@ RANKS = 2.0**46
 FEW = 1 << 32
 FAST_RULES = ("fifo", "spt", "lpt", "edd", "slack", "cr", "atc", "setup")
 
-# %% ../../nbs/twin/05_cells.ipynb #c490238a
+# %% ../../nbs/twin/05_cells.ipynb #2f005e7f
 IDLES, SETS_UP, RUNS, IS_BLOCKED, STARVES, WARNS, ERRS, CARES, IS_OFF = range(9)  # as in MachineStatus
 TOO_MANY_STEPS, CROWDED = 1, 2
