@@ -83,10 +83,7 @@ def plant(seed: int, rich: bool = True) -> Factory:
             "buffers": buffers,
             "materials": [{"id": "part", "stock": 20}],
             "machines": machines,
-            "operators": [
-                {"id": "anna", "skills": ["weld"]},
-                {"id": "ben", "skills": ["check", "weld"]} | ({"calendar": "day"} if rich and maybe(0.3) else {}),
-            ],
+            "operators": [{"id": "anna", "skills": ["weld"]}, {"id": "ben", "skills": ["check", "weld"]}],
             "transport": {"speed": rng.choice([1, 5]), "handling": 0 if close else rng.choice([0, 5])},
             "products": products,
             "orders": orders,

@@ -154,9 +154,23 @@ def products(draw, p, ids, routing):
 def factories(draw, stream=False):
     """Small plants with everything that a plant may have; with `stream`, orders come from sources, too."""
     pick = lambda *options: draw(st.sampled_from(options))
+<<<<<<< HEAD
     plant: dict = {"name": "random"}
     plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
     plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
+=======
+<<<<<<< HEAD
+    plant: dict = {"name": "random"}
+    plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
+    plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
+=======
+    plant: dict = {
+        "name": "random",
+        "buffers": [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)],
+    }
+    plant["machines"] = [draw(machines(i)) for i in range(draw(st.integers(1, 5)))]
+>>>>>>> experiments
+>>>>>>> bench
     ids = [m["id"] for m in plant["machines"]]
     plant["products"] = [draw(products(p, ids, stream and pick(True, False))) for p in range(draw(st.integers(1, 2)))]
     names = [p["id"] for p in plant["products"]]

@@ -104,6 +104,10 @@ class Distribution(BaseModel):
             _scipy(self.name or "", tuple(self.args.items()))
         return self
 
+    def __repr_args__(self) -> Any:
+        "What is not as usual."
+        return [(name, value) for name, value in self if value != type(self).model_fields[name].default]
+
     def _repr_markdown_(self) -> str:
         return describe(self)
 

@@ -44,6 +44,10 @@ Position = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], F
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
 
+    def __repr_args__(self) -> Any:
+        "What is not as usual."
+        return [(name, value) for name, value in self if value != type(self).model_fields[name].default]
+
 
 class Calendar(_Model):
     "When a machine may start work."

@@ -67,7 +67,7 @@ def truthful(request: InspectionRequest) -> Verdict:
     return Verdict(request.truth)
 
 # %% ../../nbs/twin/02_floor.ipynb #6b4fc2ec
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Way:
     "How long a step takes on one machine."
 
@@ -79,7 +79,7 @@ class Way:
         return self.draws.next() if self.draws is not None else self.mean
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Step:
     "An operation of a product."
 
@@ -96,7 +96,7 @@ class Step:
     plain: bool = False  # nothing follows from its end but the next one
 
 # %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Part:
     "A job on its way through the plant."
 
@@ -147,7 +147,7 @@ class Part:
         self.visit, self.step = self.visits[at] if at < len(self.visits) else ("", None)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Group:
     "What the plan wants a machine to start together."
 
@@ -156,7 +156,7 @@ class Group:
     load: int = 0  # µs
 
 # %% ../../nbs/twin/02_floor.ipynb #7147de72
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Places:
     "A buffer: who has a place in it, also those still on their way."
 
@@ -179,7 +179,7 @@ class Promised:
     first: int = 0  # none is missing before
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Piece:
     "What a machine works on at once: one part, or a batch."
 
@@ -191,7 +191,7 @@ class Piece:
     token: int = 0  # what was planned under an older one is void
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Station:
     "A machine at work."
 
@@ -255,7 +255,7 @@ class Station:
         return self.window[0] <= now < self.window[1]
 
 # %% ../../nbs/twin/02_floor.ipynb #5cf90c7b
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Person:
     "An operator, who does one thing at a time."
 
@@ -266,7 +266,7 @@ class Person:
     busy: bool = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Team:
     "A crew that repairs and maintains."
 
@@ -278,7 +278,7 @@ class Team:
     called: float = -math.inf  # s, the opening at which it looks again
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Vehicle:
     "Carries one part at a time."
 
@@ -288,7 +288,7 @@ class Vehicle:
     idle: bool = True
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Belt:
     "A conveyor between two places."
 
@@ -445,7 +445,7 @@ def columns(
     return Trace(sort_trace(table, ranks(words)), words, list(objects))
 
 # %% ../../nbs/twin/02_floor.ipynb #4186fb18
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Plant:
     "A factory at work: all that is true now."
 

@@ -262,13 +262,15 @@ def move(plant: Plant) -> bool:
             elif direct is None and not moved and (entry := _first_with_a_place(plant, m)) is not None:
                 placed = entry if placed is None else min(placed, entry)
         if direct is not None:
-            part, m = direct[2], direct[2].towards
+            part = direct[2]
+            m: Station = part.towards  # pyright: ignore[reportAssignmentType]
             let_go(plant, part, m, m.places is not None)
             moved = True
         elif placed is not None:
-            part, m = placed[2], placed[2].towards
+            part = placed[2]
+            m: Station = part.towards  # pyright: ignore[reportAssignmentType]
             if m.sequence:
-                part, m = _who_holds_it_up(plant, part, m)
+                part, m = _who_goes_first(plant, part, m)
             let_go(plant, part, m, False)
             return True
         else:
@@ -310,32 +312,55 @@ def _first_with_a_place(plant: Plant, m: Station) -> tuple[float, int, Part] | N
     return None
 
 
-def _who_holds_it_up(plant: Plant, part: Part, m: Station) -> tuple[Part, Station]:
-    "Once the part that holds `m` has gone, the next of its sequence needs no place: so that one goes first."
+def _who_goes_first(plant: Plant, part: Part, m: Station) -> tuple[Part, Station]:
+    """Once the part that holds `m` has gone, the next of its sequence needs no place: so that one goes first.
+    So does one for the last place whose machine then takes a part from there: there is a place again."""
     if is_next(m, part):
-        held = sorted(p.entry for p in m.holds if p is not part and p.moving and p.towards and p.goes <= plant.now)
-        for _, _, other in held:
-            if _has_place(other, other.towards) and (not plant.carried or can_go(plant, other, other.towards)):
-                return other, other.towards
+        for other, there in _movable(m.holds, part, plant.now):
+            if _has_place(other, there, part) and (not plant.carried or can_go(plant, other, there)):
+                return other, there
+    places = m.places
+    assert places is not None
+    if len(places.taken) + places.reserved == places.capacity - 1 and part.buffer is not places:
+        for n in plant.all_of(places.mask):
+            if len(n.holds) == 1 and _takes_from(plant, n, places):
+                for other, there in _movable(n.holds, part, plant.now):
+                    if there.places is places and _has_place(other, there, part):
+                        return other, there
     return part, m
 
 
-def _has_place(part: Part, m: Station) -> bool:
+def _movable(holds: list[Part], but: Part, now: float) -> list[tuple[Part, Station]]:
+    there = [p.entry for p in holds if p is not but and p.moving and p.entry is not None and p.goes <= now]
+    return [(p, p.towards) for *_, p in sorted(there) if p.towards is not None]
+
+
+def _takes_from(plant: Plant, m: Station, places: Places) -> bool:
+    "Whether all that the machine takes next stands in these places, and it is time."
+    if not m.sequence or m.down or m.wanted is not None or m.chosen or m.sequence[0].start > plant.now:
+        return False
+    parts = [plant.parts[job] for job, _ in m.sequence[0].keys]
+    return all(p.buffer is places and is_there(plant, p, m) for p in parts)
+
+
+def _has_place(part: Part, m: Station, follower: Part) -> bool:
+    "Whether there is one, where the follower will go directly then."
     if m.kanban is not None and m.kanbans >= m.kanban and part.counted is not m:
         return False
     places = m.places
     if places is None or part.buffer is places:
         return True
-    return len(places.taken) + places.reserved < places.capacity and is_in_turn(places, part)
+    return len(places.taken) + places.reserved < places.capacity and is_in_turn(places, part, follower)
 
 
-def is_in_turn(places: Places, part: Part) -> bool:
+def is_in_turn(places: Places, part: Part, follower: Part | None = None) -> bool:
     "Whether the plan has room for the part now: see `core.schedule`, promised places."
     promised = places.promised
     if promised is None or part.free:
         return True
     k = promised.position.get((part.job.id, part.visit), 0)
-    return all(promised.room[j] > 0 for j in range(promised.first, k) if promised.missing[j])
+    last = -1 if follower is None else promised.position.get((follower.job.id, follower.visit), -1)
+    return all(promised.room[j] > 0 for j in range(promised.first, k) if promised.missing[j] and j != last)
 
 
 def comes_in(plant: Plant, places: Places, key: tuple[str, str], takes_a_place: bool) -> None:
@@ -354,7 +379,9 @@ def comes_in(plant: Plant, places: Places, key: tuple[str, str], takes_a_place: 
 
 
 def is_next(m: Station, part: Part) -> bool:
-    return bool(m.sequence) and (part.job.id, part.visit) in m.sequence[0].keys
+    "Whether the part is the next of its sequence; of those that its free servers take next."
+    key, servers = (part.job.id, part.visit), m.capacity - len(m.pieces) - len(m.holds)
+    return any(key in group.keys for group in m.sequence[: max(1, servers)])
 
 # %% ../../nbs/twin/04_moving.ipynb #75525cc6
 def stands_ready(m: Station, part: Part) -> bool:

@@ -155,7 +155,7 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     if len(m.holds) < m.capacity or m.wanted is not None or m.mask != m.bit:
         plant.marked |= m.mask
     if m.by_work and not m.running:
-        k = min(m.by_work, key=m.left.__getitem__) if len(m.by_work) > 1 else m.by_work[0]
+        k = min(m.by_work, key=m.left.__getitem__)
         if m.left[k] <= 1e-9:
             fail(plant, m, k)
 
