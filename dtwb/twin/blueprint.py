@@ -611,7 +611,7 @@ class _Writer:
             y = book.set(
                 book.take(C.PLANNED_ROW), Y_JOB=job, Y_OPERATION=operation, Y_LEAVE=float(r.leave or 0.0), Y_ENTRY=-1
             )
-            if factory.machine(r.machine).buffer is not None:
+            if (spec := factory.machine(r.machine)).buffer is not None or spec.kanban is not None:
                 book.set(y, Y_ENTERS=_time_to_enter(r.start, factory.travel_time("entry", r.machine)))
             book.N[book.N[job + C.J_PLAN] + book.N[operation + C.O_PLACE]] = y
             alone = r.job if factory.machine(r.machine).capacity > 1 else ""

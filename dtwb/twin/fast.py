@@ -558,7 +558,7 @@ def line_up(N, F, p):
             N[p + C.P_TOWARDS] = 0
             return
         m, start, leave = N[N[y + C.Y_GROUP] + C.G_MACHINE], F[N[y + C.Y_GROUP] + C.G_START], F[p + C.P_LEAVE]
-        if N[p + C.P_WHERE] == N[C.N_MACHINES] and N[m + C.M_LIMITED]:
+        if N[p + C.P_WHERE] == N[C.N_MACHINES]:
             leave = F[y + C.Y_ENTERS]
         goes = max(goes, leave)
     F[p + C.P_START] = start
@@ -2400,6 +2400,8 @@ def why_not_fast(
         return "conveyors carry the parts"
     if any(o.needs for p in factory.products for o in p.operations):
         return "operations need operators"
+    if any(o.max_wait is not None for p in factory.products for o in p.operations):
+        return "people are told of parts that wait for too long"
     crews = [
         m.id for m in factory.machines if (m.maintenance and m.maintenance.crew) or any(f.crew for f in m.failure_modes)
     ]

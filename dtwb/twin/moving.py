@@ -113,7 +113,7 @@ def leave_movers(plant: Plant, part: Part) -> None:
 def _as_planned(plant: Plant, part: Part, m: Station) -> tuple[float, float]:  # s
     "When its next visit starts by the plan, and when it may leave for it."
     start = plant.plan[part.job.id, part.visit][1].start
-    if part.place == "entry" and m.places is not None:
+    if part.place == "entry" and (m.places is not None or m.kanban is not None):
         return start, _time_to_enter(plant, part, m)
     return start, (plant.leave.get((part.job.id, part.visits[part.at - 1][0])) or 0.0) if part.at > 0 else 0.0
 

@@ -357,7 +357,7 @@ def cases() -> dict[str, Case]:
 
 
 def _queues() -> Iterator[Case]:
-    def case(name, plant, exact, figure="W", end=20_000.0, n=20, sharp=0.06):
+    def case(name, plant, exact, figure="W", end=20_000.0, n=24, sharp=0.07):
         known = {"W": "lead_time_mean", "L": "wip_mean"}[figure]
         return Case(f"{name}, {figure}", plant, exact[figure], known, 400.0, end, n, sharp)
 
@@ -372,15 +372,15 @@ def _queues() -> Iterator[Case]:
     failure = {"mtbf": exponential(100), "mttr": exponential(10)}
     mean, cv = effective_work(1, 1, 100, 10)
     rate = 0.8 / mean
-    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=30, sharp=0.1)
+    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=30, sharp=0.12)
     yield case("Jackson network", jackson(**JACKSON), jackson_figures(**JACKSON), end=10_000.0)
 
 
 def _lines() -> Iterator[Case]:
     def case(rates, places):
-        plant, exact = line([exponential(1 / rate) for rate in rates], places), line_rate(rates, places)
+        plant, exact = line([exponential(1 / rate) for rate in rates], places, 5_000), line_rate(rates, places)
         name = f"line of {'/'.join(map(str, rates))} with {'/'.join(map(str, places))} places"
-        return Case(name, plant, exact, "throughput_rate", 100.0, 4_000.0, sharp=0.015)
+        return Case(name, plant, exact, "throughput_rate", 100.0, 4_000.0, sharp=0.02)
 
     yield from (case([1, 1], [b]) for b in (0, 1, 5))
     yield case([1.2, 1], [3])
@@ -389,8 +389,8 @@ def _lines() -> Iterator[Case]:
 
 def _unreliable() -> Iterator[Case]:
     def case(name, exact, slack, *model):
-        window = {"figure": "throughput_rate", "start": 200.0, "end": 8_000.0, "sharp": 0.03}
-        return Case(name, unreliable_line(*model), exact, **window, slack=slack)
+        window = {"figure": "throughput_rate", "start": 200.0, "end": 8_000.0, "n": 24, "sharp": 0.035}
+        return Case(name, unreliable_line(*model, jobs=8_000), exact, **window, slack=slack)
 
     for n in (2, 5, 10):
         yield case(f"Buzacott, {n} machines", buzacott_rate(*[0.1] * n), 0.0002 * n**2, n)
