@@ -66,6 +66,8 @@ class Calendar(_Model):
             raise ValueError(f"an open window ends within the period of {self.period:g} s")
         if any(a[1] > b[0] for a, b in zip(sorted(self.open), sorted(self.open)[1:])):
             raise ValueError("open windows overlap")
+        if any(end > 100_000 * self.period for _, end in self.closed):
+            raise ValueError(f"a planned stop lies more than 100,000 periods of {self.period:g} s ahead")
         return self
 
 # %% ../../nbs/core/30_factory.ipynb #c108eb35
