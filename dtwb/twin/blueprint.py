@@ -6,7 +6,7 @@
 __all__ = ['seed_streams', 'uniform_numbers', 'Blueprint', 'blueprint', 'book_rows', 'lay_out', 'seed_all', 'fill_uniform',
            'stock_up']
 
-# %% ../../nbs/twin/07_blueprint.ipynb #b214daa4
+# %% ../../nbs/twin/07_blueprint.ipynb #d5ccaeca
 import math
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -26,7 +26,7 @@ from ..core.schedule import Schedule, planned_entries
 from ..core.streams import generator, uniforms, within
 from . import cells as C
 
-# %% ../../nbs/twin/07_blueprint.ipynb #a1e666e4
+# %% ../../nbs/twin/07_blueprint.ipynb #6289ecd0
 _32 = 0xFFFFFFFF
 _COMPILED = not config.DISABLE_JIT
 
@@ -122,7 +122,7 @@ def uniform_numbers(N, F, s, at, n):
         F[at + k] = float(value >> np.uint64(11)) * 2.0**-53
     N[s + C.S_STATE], N[s + C.S_STATE_1] = np.int64(high), np.int64(low)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #d5011247
+# %% ../../nbs/twin/07_blueprint.ipynb #6fed8465
 def _by_numpy_seeded(seed: int, names: list[tuple[str, str]], N: np.ndarray) -> None:
     for k, (thing, purpose) in enumerate(names):
         state: Any = generator(seed, thing, purpose).bit_generator.state["state"]
@@ -144,7 +144,7 @@ def _by_numpy(N: np.ndarray, F: np.ndarray, s: int, at: int, n: int) -> None:
     state: Any = bits.state["state"]["state"]
     N[s + C.S_STATE : s + C.S_STATE + 2].view(np.uint64)[:] = state >> 64, state & (2**64 - 1)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #7b7b2aa9
+# %% ../../nbs/twin/07_blueprint.ipynb #aa89868c
 @dataclass(eq=False)
 class Blueprint:
     "A factory, a rule or a plan, and how they are to be run, in numbers."
@@ -213,7 +213,7 @@ class _Book:
             self.margins.append(margin)
         return self.streams[key]
 
-# %% ../../nbs/twin/07_blueprint.ipynb #b0d6506e
+# %% ../../nbs/twin/07_blueprint.ipynb #bb7b5d34
 def blueprint(
     factory: Factory,
     schedule: Schedule | None = None,  # to execute; None: the dispatching rule
@@ -656,7 +656,7 @@ class _Writer:
         book.set(
             0, UNTIL=math.inf, LIMIT=math.inf, INSTANT=0.0, UNFINISHED=jobs, PLANNED=int(schedule is not None),
             RULE=C.FAST_RULES.index("edd" if schedule is not None else rule), DISTURBED=int(self.disturbances), SENSING=int(self.sensing),
-            RECORD=1, INSTANTS=C.NEVER, STACK=book.take(n + 1), WIP=factory.release.wip or C.NEVER, MOST=self.max_jobs,
+            RECORD=1, INSTANTS=C.NEVER, STACK=book.take(n + 1), BREAKS=book.take(C.INJURY * C.MAX_INJURIES), WIP=factory.release.wip or C.NEVER, MOST=self.max_jobs,
             OPS_MOST=max(len(p.operations) for p in factory.products), MACHINES=machines, N_MACHINES=n, WORDS=words,
             WATCH=book.take(words), TOUCHED=book.take(words), MOVING=book.take(words),
             BUFFERS=next(iter(self.buffers.values()), 0), N_BUFFERS=len(self.buffers), MATERIALS=next(iter(self.materials.values()), 0),
@@ -717,7 +717,7 @@ def _time_to_enter(start: float, travel: float) -> float:  # s
         time = math.nextafter(time, -math.inf)
     return time
 
-# %% ../../nbs/twin/07_blueprint.ipynb #a12f9f40
+# %% ../../nbs/twin/07_blueprint.ipynb #c4e40adb
 def lay_out(
     cells: np.ndarray,  # a blueprint's, or a block that has become too small
     *,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from ..core.distributions import Distribution, describe, frozen, quantile
 from ..core.errors import SimulationError
@@ -157,6 +157,40 @@ def log_likelihood(
         return float(total + ((k - 1) * below + np.log(k)).sum())
 
 
+def _curvature(
+    height: Callable[[float, float], float], at: tuple[float, float], step: float
+) -> tuple[float, tuple[float, float], tuple[float, float, float]]:  # value, slopes, second derivatives aa, bb, ab
+    (a, b), h = at, step
+    top, right, left, up, down = (height(a + i, b + j) for i, j in ((0, 0), (h, 0), (-h, 0), (0, h), (0, -h)))
+    corners = height(a + h, b + h) - height(a + h, b - h) - height(a - h, b + h) + height(a - h, b - h)
+    bends = (right - 2 * top + left) / h**2, (up - 2 * top + down) / h**2, corners / (4 * h**2)
+    return top, ((right - left) / (2 * h), (up - down) / (2 * h)), bends
+
+
+def _climb(height: Callable, at: Any, both: bool) -> tuple[tuple[float, float], float]:
+    "Newton's method, with steps of at most one and only upwards; two unknowns, so written out."
+    at = tuple(min(max(x, low), high) for x, (low, high) in zip(at, _BOUNDS))
+    for _ in range(60):
+        top, (ga, gb), (aa, bb, ab) = _curvature(height, at, 1e-4)
+        if not both:
+            gb, bb, ab = 0.0, -1.0, 0.0
+        rise = aa * bb - ab**2
+        da, db = (-(bb * ga - ab * gb) / rise, -(aa * gb - ab * ga) / rise) if aa < 0 < rise else (ga, gb)
+        scale = 1 / max(1.0, abs(da), abs(db))
+        while scale > 1e-6:
+            to: Any = tuple(min(max(x + d * scale, low), high) for x, d, (low, high) in zip(at, (da, db), _BOUNDS))
+            if height(*to) > top:
+                break
+            scale /= 2
+        else:
+            break
+        moved = max(abs(x - y) for x, y in zip(to, at))
+        at = to
+        if moved < 1e-6:
+            break
+    return at, height(*at)
+
+
 def estimate(
     sample: Sample,
     family: str,
@@ -170,16 +204,13 @@ def estimate(
         return mean, second, log_likelihood(sample, family, mean, second)
     centre = float(values.sum() / max(len(seen), 1))
 
-    def cost(theta: np.ndarray) -> float:
-        value = log_likelihood(sample, family, centre * math.exp(theta[0]), math.exp(theta[1]))
-        return -value if math.isfinite(value) else 1e300
+    def height(a: float, b: float) -> float:
+        value = log_likelihood(sample, family, centre * math.exp(a), math.exp(b))
+        return value if math.isfinite(value) else -1e300
 
     first = start or tuple(float(a.item()) for a in _complete(seen[None] if len(seen) > 1 else values[None], family))
-    bounds = _BOUNDS if FAMILIES[family].second else [_BOUNDS[0], (0.0, 0.0)]
-    low, high = zip(*bounds)
-    begin = np.clip([math.log(first[0] / centre), math.log(first[1])], low, high)
-    found = optimize.minimize(cost, begin, method="L-BFGS-B", bounds=bounds)
-    return centre * math.exp(found.x[0]), math.exp(found.x[1]), -float(found.fun)
+    at, best = _climb(height, (math.log(first[0] / centre), math.log(first[1])), bool(FAMILIES[family].second))
+    return centre * math.exp(at[0]), math.exp(at[1]), best
 
 # %% ../../nbs/twin/64_estimation.ipynb #8d587cc2
 def intervals(
@@ -195,21 +226,13 @@ def intervals(
         tails = np.array([(1 + level) / 2, (1 - level) / 2])
         low, high = 2 * r * mean / stats.chi2.ppf(tails, 2 * r)
         return {"mean": (float(low), float(high))}
-    at, step = np.log([mean, second]), 1e-3
-
-    def value(i: float, j: float) -> float:
-        a, b = np.exp(at + step * np.array([i, j]))
-        return log_likelihood(sample, family, a, b)
-
-    top = value(0, 0)
-    aa, bb = value(1, 0) - 2 * top + value(-1, 0), value(0, 1) - 2 * top + value(0, -1)
-    ab = (value(1, 1) - value(1, -1) - value(-1, 1) + value(-1, -1)) / 4
-    with np.errstate(all="ignore"):
-        try:
-            variance = np.diag(np.linalg.inv(-np.array([[aa, ab], [ab, bb]]) / step**2))
-        except np.linalg.LinAlgError:
-            variance = np.full(2, np.nan)
-        wide = stats.t.ppf((1 + level) / 2, max(r - 1, 1)) * np.sqrt(np.where(variance > 0, variance, np.nan))
+    at = np.log([mean, second])
+    _, _, (aa, bb, ab) = _curvature(
+        lambda a, b: log_likelihood(sample, family, math.exp(a), math.exp(b)), tuple(at), 1e-3
+    )
+    rise = aa * bb - ab**2
+    variance = np.array([-bb, -aa]) / rise if aa < 0 < rise else np.full(2, math.nan)
+    wide = stats.t.ppf((1 + level) / 2, max(r - 1, 1)) * np.sqrt(variance)
     low, high = np.exp(at - wide), np.exp(np.minimum(at + wide, 700))
     return {"mean": (float(low[0]), float(high[0])), name: (float(low[1]), float(high[1]))}
 
@@ -367,7 +390,7 @@ def fit_distribution(
     sample = sample if isinstance(sample, Sample) else Sample.of_values(sample)
     seen = sample.seen
     if len(seen) == 0:
-        least = f"; it is longer than {sample.values.sum() / 3:.3g} s (95 %)" if len(sample) else ""
+        least = f"; its mean is above {sample.values.sum() / 3:.3g} s (95 %)" if len(sample) else ""
         return Fit(sample, None, note=f"never seen{least}")
     if np.ptp(seen) <= 1e-6 * seen.mean() and (len(seen) > 2 or not sample.censored.any()) and len(seen) > 1:
         return Fit(sample, Distribution(mean=float(seen.mean())), note="always the same")
@@ -387,8 +410,16 @@ def fit_distribution(
         }
     if not scores:
         raise SimulationError(f"{n} durations are too few for {', '.join(candidates)}", "candidates", "add exponential")
-    best = min(scores, key=lambda name: (scores[name][criterion], len(FAMILIES[name].second)))
+    best = _simplest(scores, found, criterion, 3 * sample.values.sum() / n)
     return _judged(sample, best, found[best][0], found[best][1], scores, bootstrap, seed)
+
+
+def _simplest(scores: dict, found: dict, criterion: str, longest: float) -> str:
+    "Of the families that are as good as the best, and whose mean the data can know."
+    known = {name for name in scores if found[name][0] <= longest} or set(scores)
+    lowest = min(scores[name][criterion] for name in known)
+    good = [name for name in known if scores[name][criterion] <= lowest + 2 or not math.isfinite(lowest)]
+    return min(good, key=lambda name: (bool(FAMILIES[name].second), scores[name][criterion], name))
 
 
 def _judged(sample: Sample, family: str, mean: float, second: float, scores: dict, bootstrap: int, seed: int) -> Fit:

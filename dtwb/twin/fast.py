@@ -10,9 +10,9 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'SETUP_STARTED', 'STATUS_CHANGED', 'quick', 'BIT', 'push', 'pop', 'wake', 'draw', 'emit', 'settle', 'flag',
            'unflag', 'next_flag', 'touch', 'touch_all', 'drop', 'contains', 'unlink', 'link', 'mode_of', 'travel',
            'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
-           'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'stop_waiting',
-           'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next',
-           'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
+           'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'line_up', 'step_out',
+           'stop_waiting', 'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place',
+           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
            'stands_before', 'move_one', 'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once',
            'open_or_wake', 'open_for', 'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due',
            'goes_first', 'startable', 'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group',
@@ -20,11 +20,11 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'enter', 'log_route', 'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes',
            'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
            'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
-           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast',
-           'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room',
-           'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'give_plan_up', 'begin_run',
+           'why_not_fast', 'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room',
+           'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #bab7243e
+# %% ../../nbs/twin/10_fast.ipynb #4d78b064
 import math
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ from fastcore.basics import patch
 from ..core.compiled import kernel
 from ..core.errors import SimulationError
 from ..core.events import Event, EventBus
-from ..core.factory import Factory, Job
+from ..core.factory import Factory, Job, Machine
 from ..core.schedule import Schedule
 from ..core.state import FactoryState, copy_state, fold, initial_state
 from ..core.trace import KIND, KINDS, PRIORITY, TRACE, Trace
@@ -46,7 +46,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #9bedef61
+# %% ../../nbs/twin/10_fast.ipynb #00ac0a21
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,7 +74,7 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #20848c06
+# %% ../../nbs/twin/10_fast.ipynb #378854a8
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -183,7 +183,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #25bbd79d
+# %% ../../nbs/twin/10_fast.ipynb #25e5e2a7
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -361,7 +361,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #f0ddc1e3
+# %% ../../nbs/twin/10_fast.ipynb #c38faf16
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -424,7 +424,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #40d9185b
+# %% ../../nbs/twin/10_fast.ipynb #e0b589db
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -539,13 +539,18 @@ def plan_of(N, p):
 
 @quick
 def wait_to_move(N, F, p):
-    "The part has done what it came for, and wants to go on; those that want to go to one machine stand in order."
-    start, goes, m = F[p + C.P_READY], F[p + C.P_READY], 0
+    "The part has done what it came for, and wants to go on."
     if N[p + C.P_FREE]:
         choose(N, F, p)
-        m = N[p + C.P_CHOICE]
     N[C.MOVES] += 1
     N[p + C.P_TURN] = N[C.MOVES]
+    line_up(N, F, p)
+
+
+@quick
+def line_up(N, F, p):
+    "Those that want to go to one machine stand in the order of their planned starts, or of when they came."
+    start, goes, m = F[p + C.P_READY], F[p + C.P_READY], N[p + C.P_CHOICE]
     if N[p + C.P_FREE] == 0:
         y = plan_of(N, p)
         if y == 0:  # nobody knows where it will go: it is put aside
@@ -559,8 +564,10 @@ def wait_to_move(N, F, p):
     F[p + C.P_START] = start
     F[p + C.P_GOES] = goes
     N[p + C.P_TOWARDS] = m
-    before = N[m + C.M_INBOUND + 1]
-    while before and F[before + C.P_START] > start:
+    before, turn = N[m + C.M_INBOUND + 1], N[p + C.P_TURN]
+    while before and (
+        F[before + C.P_START] > start or (F[before + C.P_START] == start and N[before + C.P_TURN] > turn)
+    ):
         before = N[before + C.P_AFTER + 1]
     after = N[before + C.P_AFTER] if before else N[m + C.M_INBOUND]
     N[p + C.P_AFTER] = after
@@ -572,11 +579,16 @@ def wait_to_move(N, F, p):
 
 
 @quick
-def stop_waiting(N, F, p):
+def step_out(N, p):
     m = N[p + C.P_TOWARDS]
     unlink(N, m + C.M_INBOUND, p, C.P_AFTER)
     if N[m + C.M_INBOUND] == 0:
         unflag(N, N[C.MOVING], m)
+
+
+@quick
+def stop_waiting(N, F, p):
+    step_out(N, p)
     N[p + C.P_TURN] = 0
 
 
@@ -843,7 +855,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #06095dc5
+# %% ../../nbs/twin/10_fast.ipynb #6f12975b
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -941,7 +953,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #3c0e919a
+# %% ../../nbs/twin/10_fast.ipynb #cf1d839e
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -962,7 +974,7 @@ def pick(N, F, m):
     if kept and (servers == 1 or (count == 0 and kept >= servers - N[m + C.M_BUSY] - N[m + C.M_HELD])):
         return  # it is kept for them
     first_other = 0
-    soon = N[C.RULE] == C.FIFO and capacity == 1 and coming == 0
+    soon = N[C.RULE] == C.FIFO and capacity == 1 and coming == 0 and N[C.DISORDER] == 0
     if count < capacity:
         p = N[N[m + C.M_BUFFER] + C.B_FIRST]
         while p:
@@ -1216,7 +1228,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #4050ae00
+# %% ../../nbs/twin/10_fast.ipynb #824eafb8
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1758,7 +1770,7 @@ def unplan(N, F, p):
 def renew(N, F, m, x):
     "A new time to failure for one mode, on its own clock."
     N[x + C.X_RENEWALS] += 1
-    F[x + C.X_LEFT] = draw(N, F, N[x + C.X_FAILURES])
+    F[x + C.X_LEFT] = F[x + C.X_DRAWN] = draw(N, F, N[x + C.X_FAILURES])
     if N[x + C.X_BY_WORK] == 0:
         push(N, F, F[C.NOW] + F[x + C.X_LEFT], C.HAS_COME, x, N[x + C.X_RENEWALS], 1, 0)
 
@@ -1877,7 +1889,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #61160d17
+# %% ../../nbs/twin/10_fast.ipynb #d32ae82b
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2057,6 +2069,7 @@ def in_words(n):
 def plan_arrival(N, F, s):
     if N[s + C.Z_N] < N[s + C.Z_LIMIT]:
         gap = draw(N, F, N[s + C.Z_STREAM]) if N[s + C.Z_STREAM] else F[s + C.Z_GAP]
+        F[s + C.Z_SINCE] = F[C.NOW]
         push(N, F, F[C.NOW] + gap, C.ARRIVE, s, 0, 0, 1)
 
 
@@ -2108,6 +2121,13 @@ def happen(N, F, R, code, a, b):
         deliver(N, F, R, N[a + C.U_MATERIAL], F[a + C.U_QUANTITY])
     elif code == C.ARRIVE:
         arrive(N, F, R, a)
+    elif code == C.BREAK:
+        h = N[C.BREAKS] + b % C.MAX_INJURIES * C.INJURY
+        x, repair = N[h + C.H_MODE], F[h + C.H_REPAIR]
+        if x and not repair > 0:
+            fail(N, F, R, a, x)
+        else:
+            break_down(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
     elif code == C.ORDER:
         due = F[a + C.Q_DUE] if F[a + C.Q_DUE] < np.inf else np.nan
         quantity = float(N[a + C.Q_QUANTITY])
@@ -2291,6 +2311,45 @@ def end(N, F, R, how):
 
 
 @quick
+def give_plan_up(N, F, parts):
+    "The rule decides from now on, for all parts, which are given in order: what has set out stays with its target, the rest chooses."
+    N[C.PLANNED] = 0
+    N[C.DISORDER] = 1
+    for k in range(N[C.N_MACHINES]):
+        m = N[C.MACHINES] + k * C.MACHINE
+        N[m + C.M_SEQUENCE] = N[m + C.M_SEQUENCE + 1] = N[m + C.M_COMING] = N[m + C.M_LOAD] = 0
+        let_go(N, F, m)
+        b = N[m + C.M_BUFFER]
+        N[b + C.B_FIRST] = N[b + C.B_FIRST + 1] = N[b + C.B_QUEUE] = N[b + C.B_ENTRIES] = 0
+    for p in parts:
+        N[p + C.P_FREE] = N[p + C.P_CHOICE] = N[p + C.P_LOAD] = N[p + C.P_QUEUE] = 0
+    for p in parts:
+        if N[p + C.P_RELEASED]:
+            N[p + C.P_FREE] = 1
+            target = N[p + C.P_TARGET]
+            if N[p + C.P_TURN]:
+                if N[p + C.P_TOWARDS]:
+                    step_out(N, p)
+                choose(N, F, p)
+                line_up(N, F, p)
+            elif target:
+                N[p + C.P_CHOICE] = target
+                N[p + C.P_LOAD] = N[mode_of(N, N[p + C.P_NEXT], target) + C.D_LOAD]
+                N[target + C.M_LOAD] += N[p + C.P_LOAD]
+                if N[p + C.P_DIRECT]:
+                    m = N[p + C.P_DIRECT]
+                    N[N[m + C.M_COMERS] + N[m + C.M_COMING]] = p
+                    N[m + C.M_COMING] += 1
+                else:
+                    b = N[target + C.M_BUFFER]
+                    link(N, b + C.B_FIRST, p, C.P_BEHIND)
+                    N[p + C.P_QUEUE] = b
+                    N[b + C.B_QUEUE] += 1
+    for k in range(N[C.N_MACHINES]):
+        touch(N, F, N[C.MACHINES] + k * C.MACHINE)
+
+
+@quick
 def begin_run(N, F, R):
     "Machines as they are at time 0, jobs that are not there yet, and all that is known to come."
     emit(N, F, R, RUN_STARTED, N[C.RUN_NAME], 0, N[C.FACTORY_NAME], -1, -1, -1, -1, float(N[C.SEED]), np.nan, np.nan)
@@ -2318,7 +2377,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #18964210
+# %% ../../nbs/twin/10_fast.ipynb #9a40e72e
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2344,7 +2403,7 @@ def why_not_fast(
     if any(o.max_wait is not None for p in factory.products for o in p.operations):
         return "people are told of parts that wait for too long"
     crews = [
-        m.id for m in factory.machines if m.maintenance and m.maintenance.crew or any(f.crew for f in m.failure_modes)
+        m.id for m in factory.machines if (m.maintenance and m.maintenance.crew) or any(f.crew for f in m.failure_modes)
     ]
     if crews:
         return f"crews repair or maintain {crews[0]}"
@@ -2352,7 +2411,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #4a76aa70
+# %% ../../nbs/twin/10_fast.ipynb #fb2c19cd
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2481,7 +2540,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #b868217d
+# %% ../../nbs/twin/10_fast.ipynb #36c076ec
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2523,6 +2582,11 @@ def check_schedule(factory: Factory, schedule: Schedule) -> None:  # raises Sche
 
 def say_plan(sim: FastSimulation, reason: str, schedule: Schedule) -> None:
     "The plan, or none, that is followed from now on."
+    drain(sim)
+    if sim.now != sim.F[C.INSTANT]:
+        sort_many(sim)
+        settle(sim.N, sim.F, sim.R)
+        sim.F[C.INSTANT] = sim.now
     rows = tuple(map(tuple, schedule.rows))
     if rows:
         sim.objects.append(rows)
@@ -2568,6 +2632,7 @@ def _room(blue: Blueprint) -> dict[str, Any]:
 def remember_room(sim: FastSimulation) -> None:
     "The next run of the blueprint gets as much room as this one has come to need."
     N, blue = sim.N, sim.blueprint
+    _room(blue)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
     draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
@@ -2610,7 +2675,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #bce199f5
+# %% ../../nbs/twin/10_fast.ipynb #529b180b
 def set_rows(sim: FastSimulation) -> None:
     "Tell the kernel how much room there is for its rows."
     N, rows = sim.N, len(sim.R) - 1
@@ -2636,17 +2701,18 @@ def drain(sim: FastSimulation) -> None:
             R[: n - first] = R[first:n].copy()
             N[[C.FIRST, C.ROWS]] = 0, n - first
             N[C.SORTED] -= first
-    at, end = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N])
+    at, end, words = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N]), []
     while at < end:
         kind = int(N[at])
         if kind < 0:
             order = f"{sim.factory.sources[-1 - kind].id}-{int(N[at + 1]):07}"
-            sim.names = sim.names if sim.names is not sim.blueprint.names else list(sim.names)
-            sim.names += [order, f"{order}-1"]
+            words += [order, f"{order}-1"]
             at += 2
         else:
             sim.objects.append(tuple(_visit(sim.blueprint, code) for code in N[at + 1 : at + 1 + kind].tolist()))
             at += kind + 1
+    if words:
+        sim.names = [*sim.names, *words]  # a new list: traces share the old one
     N[C.LOG_N] = 0
 
 
@@ -2681,7 +2747,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #893efc5e
+# %% ../../nbs/twin/10_fast.ipynb #9e4d1087
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2717,7 +2783,108 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #5b6f2043
+# %% ../../nbs/twin/10_fast.ipynb #909f85b6
+@patch
+def request_maintenance(
+    self: FastSimulation,
+    machine: str,  # its id
+    reason: str,
+) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
+    "Maintain a machine as soon as it is not working; it will be as good as new."
+    m, spec = _machine(self, machine)
+    if spec.maintenance is None:
+        raise SimulationError(
+            "this machine has no maintenance", f"machine {machine!r}", "give it a 'maintenance' with a duration"
+        )
+    if self.how is None and self.N[m + C.M_WANTED] < 0 and self.N[m + C.M_DOWN] != C.CARED_FOR:
+        self.N[m + C.M_WANTED] = word(self, reason)
+        touch(self.N, self.F, m)
+        push(self.N, self.F, self.now, C.WAKE, 0, 0, 0, 1)
+
+
+def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
+    "Its row, and what the factory says of it."
+    ids = [m.id for m in sim.factory.machines]
+    if id not in ids:
+        raise SimulationError("there is no such machine", f"machine {id!r}")
+    k = ids.index(id)
+    return int(sim.N[C.MACHINES]) + k * C.MACHINE, sim.factory.machines[k]
+
+
+@patch
+def break_down(
+    self: FastSimulation,
+    machine: str,  # its id
+    repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
+    cause: str = "injected",  # one of its modes of failure, or any other word
+) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
+    "Break a machine now."
+    m, spec = _machine(self, machine)
+    N, F, modes = self.N, self.F, spec.failure_modes
+    if N[m + C.M_DOWN]:
+        what = "maintenance" if N[m + C.M_DOWN] == C.CARED_FOR else "failure"
+        raise SimulationError(f"it is down already, for {what}", f"machine {machine!r}")
+    k = next((k for k in range(N[m + C.M_N_MODES]) if modes[k].cause == cause), -1)
+    if repair is None and not modes:
+        raise SimulationError("it never fails, so nobody knows how long", f"machine {machine!r}", "give 'repair'")
+    if repair is not None and not repair > 0:
+        raise SimulationError(f"a repair takes some time, not {repair:g} s", "repair")
+    if self.how is not None:
+        return
+    if repair is None and k < 0:
+        repair = modes[0].mttr.mean
+        if N[m + C.M_N_MODES]:
+            repair = float(draw(N, F, N[N[m + C.M_MODES] + C.X_REPAIRS]))
+    h = int(N[C.BREAKS] + N[C.BREAK_N] % C.MAX_INJURIES * C.INJURY)
+    N[h + C.H_MODE] = N[m + C.M_MODES] + k * C.FAILURE if k >= 0 else 0
+    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(self, cause), math.nan if repair is None else repair
+    push(N, F, self._next_moment(), C.BREAK, m, N[C.BREAK_N], 0, 1)
+    N[C.BREAK_N] += 1
+
+
+@patch
+def _next_moment(self: FastSimulation) -> float:  # s
+    "Now, or, where something has started now already, the next moment that can be told from it."
+    drain(self)
+    started = self.N[C.ROWS] > 0 and self.F[C.INSTANT] == self.now
+    return math.nextafter(self.now, math.inf) if started else self.now
+
+
+@patch
+def set_rule(
+    self: FastSimulation,
+    rule: str,  # a name in `RULES`
+    reason: str = "another rule",
+) -> None:
+    "Dispatch by another rule from now on; a plan that is being followed is given up."
+    find_rule(rule)
+    if rule not in C.FAST_RULES:
+        raise SimulationError("a rule of your own is called for each choice", "engine 'fast'", "take 'simpy'")
+    if self.how is not None:
+        return
+    N = self.N
+    N[C.RULE] = C.FAST_RULES.index(rule)
+    if N[C.PLANNED]:
+        give_plan_up(N, self.F, np.array(_alive(self), np.int64))
+    for k in range(int(N[C.N_MACHINES])):
+        touch(N, self.F, int(N[C.MACHINES]) + k * C.MACHINE)
+    say_plan(self, reason, Schedule())
+
+
+@patch
+def dispatch(self: FastSimulation, rule: str, reason: str) -> None:
+    "Give the plan up: from now on the rule decides."
+    self.set_rule(rule, reason)
+
+
+def _alive(sim: FastSimulation) -> list[int]:
+    "The rows of the parts that are there, in the order of their jobs."
+    N = sim.N
+    rows = range(int(N[C.PARTS]), int(N[C.PARTS] + N[C.PARTS_MAX] * N[C.PART_SIZE]), int(N[C.PART_SIZE]))
+    alive = (row for row in rows if N[row + C.P_ALIVE])
+    return sorted(alive, key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]))
+
+# %% ../../nbs/twin/10_fast.ipynb #46b81962
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
@@ -2728,13 +2895,8 @@ def mirror(sim: FastSimulation) -> Plant:
     jobs = {int(N[C.JOBS]) + k * C.JOB: job for k, job in enumerate(sim.factory.jobs())}
     first = int(N[C.OPERATIONS])
     steps = [plant.steps[p.id, o.id] for p in sim.factory.products for o in sim.factory.route(p.id)]
-    rows = range(int(N[C.PARTS]), int(N[C.PARTS] + N[C.PARTS_MAX] * N[C.PART_SIZE]), int(N[C.PART_SIZE]))
-    alive = sorted(
-        (row for row in rows if N[row + C.P_ALIVE]),
-        key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]),
-    )
     parts: dict[int, Part] = {}
-    for row in alive:
+    for row in _alive(sim):
         if N[row + C.P_JOB]:
             job = jobs[int(N[row + C.P_JOB])]
         else:

@@ -19,7 +19,7 @@ from ..core import events as ev
 from ..core.errors import SimulationError
 from ..core.events import Event
 from ..core.factory import Factory, operation_of, parse_factory
-from .estimation import Fit, Sample, fit_distribution, plot_qq
+from .estimation import FEW, Fit, Sample, fit_distribution, plot_qq
 
 # %% ../../nbs/twin/66_fit.ipynb #fb38df09
 @dataclass
@@ -332,7 +332,7 @@ def fit_factory(
         raise SimulationError(f"arrivals are 'orders' or 'source', not {arrivals!r}", "fit_factory")
     measured = Measured()
     for log in _logs(logs):
-        measure(log, measured, getattr(log, "doubtful", ()))
+        measure(getattr(log, "events", log), measured, getattr(log, "doubtful", ()))
     if not measured.work:
         raise SimulationError("no operation was begun in these events", "fit_factory")
     options: dict[str, Any] = {"criterion": criterion, "bootstrap": bootstrap, "seed": seed}
@@ -354,11 +354,7 @@ def _logs(logs: Any) -> list[Any]:
     logs = list(logs)
     if not logs:
         raise SimulationError("there are no events", "fit_factory")
-    return (
-        [logs]
-        if isinstance(logs[0], Event)
-        else [log if not hasattr(log, "events") or hasattr(log, "doubtful") else log.events for log in logs]
-    )
+    return [logs] if isinstance(logs[0], Event) else logs
 
 # %% ../../nbs/twin/66_fit.ipynb #9a0bbf8c
 def _fit_all(
@@ -376,18 +372,16 @@ def _fit_all(
         clocks[machine, cause] = clock
         report.fits["between failures", machine, "", "", cause] = fit
         if margin < 2:
-            report.notes.append(
-                f"{machine}, {cause}: whether it fails by time at work or by time that passes is not clear; taken as {clock}"
-            )
+            what = f"time at work or time that passes is not clear, taken as {clock}"
+            report.notes.append(f"{machine}, {cause}: whether it fails by {what}")
     for (machine, cause), rows in sorted(m.repairs.items()):
         report.fits["repair", machine, "", "", cause] = fit_distribution(sample_of(rows), **options)
     for machine, values in sorted(m.maintenance.items()):
         report.fits["maintenance", machine] = fit_distribution(values, **options)
     for (machine, origin, family), values in sorted(m.setups.items()):
         if any(values):
-            report.fits["set-up", machine, origin, family] = fit_distribution(
-                [v for v in values if v > 0], **options | {"bootstrap": 0}
-            )
+            found = fit_distribution([v for v in values if v > 0], bootstrap=0)
+            report.fits["set-up", machine, origin, family] = found
     if len(m.gaps) > 1:
         report.fits[("between orders",)] = fit_distribution(m.gaps, **options)
     return clocks
@@ -440,9 +434,9 @@ def _set_setups(machine: dict[str, Any], m: Measured, report: FitReport) -> None
         if id == machine["id"] and origin and values:
             times[origin][family] = float(np.mean(values))
             if np.ptp(values) > 0.05 * np.mean(values):
-                report.notes.append(
-                    f"{id}: the set-up from {origin} to {family} varies (cv {np.std(values) / np.mean(values):.2f}), the factory has its mean"
-                )
+                cv = np.std(values) / np.mean(values)
+                what = f"from {origin} to {family} varies (cv {cv:.2f})"
+                report.notes.append(f"{id}: the set-up {what}, the factory has its mean")
     if times:
         setup = machine.setdefault("setup", {})
         setup["times"] = {o: setup.get("times", {}).get(o, {}) | t for o, t in times.items()} | {
@@ -470,9 +464,9 @@ def _operations(m: Measured, product: str) -> list[dict[str, Any]]:
         for i, visit in enumerate(v for v in route if "#" not in v):
             place[visit] += [i / len(route)] * min(count, 1000)
     machines: dict[str, list[str]] = defaultdict(list)
-    for of, operation, machine in sorted(m.work):
+    for of, name, machine in sorted(m.work):
         if of == product:
-            machines[operation].append(machine)
+            machines[name].append(machine)
     order = sorted(machines, key=lambda o: (np.mean(place[o]) if place[o] else 2.0, o))
     operations = []
     for id in order:
@@ -571,9 +565,10 @@ def _remark(report: FitReport, m: Measured, template: Factory | None) -> None:
     never = sorted(m.machines.keys() - {machine for machine, _ in causes(m)})
     if never:
         report.notes.append(f"never seen to fail: {', '.join(never)}")
-    few = [" ".join(filter(None, key)) for key, fit in report.fits.items() if 0 < fit.n < 20]
+    few = [" ".join(filter(None, key)) for key, fit in report.fits.items() if 0 < fit.n < FEW]
     if few:
-        report.notes.append(f"seen less than 20 times, so hardly known: {', '.join(few)}")
+        some = ", ".join(few[:4]) + (f" and {len(few) - 4} more" if len(few) > 4 else "")
+        report.notes.append(f"seen less than {FEW} times, so hardly known: {some}")
     bad = [" ".join(filter(None, key)) for key, fit in report.fits.items() if "fits badly" in fit.note]
     if bad:
         report.notes.append(f"fits badly: {', '.join(bad)}")
