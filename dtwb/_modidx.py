@@ -3113,7 +3113,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.twin.working._send': ('twin/working.html#_send', 'dtwb/twin/working.py'),
                                    'dtwb.twin.working._send_back': ('twin/working.html#_send_back', 'dtwb/twin/working.py'),
                                    'dtwb.twin.working._spoil': ('twin/working.html#_spoil', 'dtwb/twin/working.py'),
-                                   'dtwb.twin.working._stop': ('twin/working.html#_stop', 'dtwb/twin/working.py'),
                                    'dtwb.twin.working._suspect': ('twin/working.html#_suspect', 'dtwb/twin/working.py'),
                                    'dtwb.twin.working._take_care': ('twin/working.html#_take_care', 'dtwb/twin/working.py'),
                                    'dtwb.twin.working._tell_the_hungry': ('twin/working.html#_tell_the_hungry', 'dtwb/twin/working.py'),

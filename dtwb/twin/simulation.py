@@ -314,6 +314,8 @@ def _step(sim: Simulation) -> bool:
     if record.fresh and sim.controller is not None:  # a maintenance has just started
         clock.at(plant.now, nothing)
     show_statuses(plant)
+    if plant.unfinished and clock.live and not plant.jams and sim.stop is None and plant.inside < plant.max_jobs:
+        return not plant.outside or _goes_on(sim)  # the ordinary case
     return _goes_on(sim)
 
 

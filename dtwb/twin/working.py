@@ -121,7 +121,10 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     now = plant.now
     m.pieces.remove(piece)
     if not m.pieces:
-        _stop(m, piece.remaining if m.capacity == 1 else now - m.run_start)
+        worked = piece.remaining if m.capacity == 1 else now - m.run_start
+        m.running, m.token = False, m.token + 1
+        for k in m.by_work:
+            m.left[k] -= worked
     m.since_maintenance += piece.duration
     if piece.staff:
         for person in piece.staff:
@@ -168,14 +171,6 @@ def _goes_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bo
     return step.spec.inspection is None or _passes(plant, m, part, visit, step)
 
 
-def _stop(m: Station, worked: float) -> None:
-    "It runs no longer: its clocks of failure have gone on for what it `worked`."
-    m.running = False
-    m.token += 1
-    for k in m.by_work:
-        m.left[k] -= worked
-
-
 def interrupt(plant: Plant, m: Station, reason: str) -> None:
     "All work stands still; what is left of it is kept."
     for piece in m.pieces:
@@ -183,7 +178,9 @@ def interrupt(plant: Plant, m: Station, reason: str) -> None:
         piece.token += 1
         for part in piece.parts:
             plant.note((ev.OperationInterrupted, plant.now, m.id, part.job.id, part.visit, reason, piece.remaining))
-    _stop(m, plant.now - m.run_start)
+    m.running, m.token = False, m.token + 1
+    for k in m.by_work:
+        m.left[k] -= plant.now - m.run_start
 
 
 def _pause(plant: Plant, m: Station, token: int) -> None:
@@ -602,7 +599,8 @@ def show_statuses(plant: Plant) -> None:
         bit = touched & -touched
         touched ^= bit
         m = plant.at_bit[bit]
-        if (new := status(plant, m)) is not m.status:
+        new = _RUNNING if m.running else status(plant, m)
+        if new is not m.status:
             show(plant, m, new)
 
 
