@@ -101,6 +101,8 @@ def measure(
                 if w.family not in (None, e.family):
                     m.setups[e.subject, w.family or "", e.family].append(e.duration)
                 w.family = e.family
+            case ev.SetupStarted() | ev.MachineStatusChanged():
+                m.machines[e.subject] = None
             case ev.OrderReleased():
                 if released is not None and e.time > released:
                     m.gaps.append(e.time - released)
