@@ -521,14 +521,13 @@ MANY = "lead_time_mean", "wip_mean", "throughput_rate"  # of many runs, besides 
 
 def many_facts(runs: Any) -> dict[str, dict[str, Any]]:  # KPI -> mean, half the 95 % interval, unit
     from dtwb.loop.session import SHOWN, readable
-    from dtwb.twin.validation import interval
+    from dtwb.twin.replications import mean_interval
 
     found = {}
     for name in (*SHOWN, *MANY):
         unit, scale = readable(runs[name].attrs["units"])
-        values = runs[name].dropna("replication").values / scale
-        mean, half = interval(values, 0.95) if len(values) > 1 else (float("nan"), float("nan"))
-        found[name] = {"mean": mean, "half": half, "unit": unit}
+        level = mean_interval(runs[name].values / scale)
+        found[name] = {"mean": level.mean, "half": level.half_width, "unit": unit}
     return found
 
 

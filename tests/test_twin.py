@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtwb.core import events as ev
+from dtwb.core.errors import SimulationError
 from dtwb.core.events import in_order
 from dtwb.core.factory import Factory, open_windows, parse_factory
 from dtwb.core.schedule import Schedule
 from dtwb.core.state import apply, initial_state
-from dtwb.twin.simulation import RULES, Simulation, simulate
+from dtwb.twin.simulation import RULES, Simulation
+from dtwb.twin.simulation import simulate as simulate_by_any
 
+simulate = partial(simulate_by_any, engine="simpy")
 PLANT = Factory.load("data/factories/tile_plant.yaml")
 
 
@@ -76,7 +80,7 @@ def maybe(draw, **given):
 
 
 @st.composite
-def machines(draw, i):
+def machines(draw, i, pull):
     pick = lambda *options: draw(st.sampled_from(options))
     m: dict = {"id": f"m{i}", "position": [draw(st.integers(0, 5)), draw(st.integers(0, 3))], "camera": {}}
     m |= {"buffer": pick(None, None, "b0", "b1", "b2"), "calendar": pick(None, "day")}
@@ -86,7 +90,7 @@ def machines(draw, i):
         m["setup"] = {"initial": pick(None, "p0"), "default": draw(st.integers(0, 9)), "times": {"p0": {"p1": 7}}}
     elif m["batch_capacity"] == 1:
         m["capacity"] = pick(1, 1, 2, 3)
-    m["kanban"] = pick(None, None, None, 3, 4)
+    m["kanban"] = pick(None, None, 3, 4) if pull else None  # a plan has no kanbans: they may delay it
     clock = st.sampled_from(["operating", "calendar"])
     modes = [
         {
@@ -148,14 +152,12 @@ def products(draw, p, ids, routing):
 
 
 @st.composite
-def factories(draw, stream=False):
+def factories(draw, stream=False, staffed=False):
     """Small plants with everything that a plant may have; with `stream`, orders come from sources, too."""
     pick = lambda *options: draw(st.sampled_from(options))
-    plant: dict = {
-        "name": "random",
-        "buffers": [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)],
-    }
-    plant["machines"] = [draw(machines(i)) for i in range(draw(st.integers(1, 5)))]
+    plant: dict = {"name": "random"}
+    plant["buffers"] = [{"id": f"b{i}", "capacity": draw(st.integers(1, 4))} for i in range(3)]
+    plant["machines"] = [draw(machines(i, stream)) for i in range(draw(st.integers(1, 5)))]
     ids = [m["id"] for m in plant["machines"]]
     plant["products"] = [draw(products(p, ids, stream and pick(True, False))) for p in range(draw(st.integers(1, 2)))]
     names = [p["id"] for p in plant["products"]]
@@ -181,10 +183,33 @@ def factories(draw, stream=False):
     plant["calendars"] = [{"id": "day", "period": 100, "open": [[10, 50], [60, 90]], "closed": [[120, 150]]}]
     plant["materials"] = [clay, {"id": "dust"}]
     plant["transport"] = {"speed": draw(st.sampled_from([0.7, 1000])), "handling": pick(0, 2)}
-    return parse_factory(plant)
+    return parse_factory(plant if not staffed else plant | draw(services(plant)))
 
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@st.composite
+def services(draw, plant):
+    """Operators, crews, vehicles and belts for it."""
+    pick = lambda *options: draw(st.sampled_from(options))
+    for m in plant["machines"]:
+        for served in (*m.get("failures", ()), *([m["maintenance"]] if "maintenance" in m else [])):
+            served |= maybe(draw, crew="fitters")
+    for product in plant["products"]:
+        for operation in product["operations"]:
+            operation |= maybe(draw, needs={pick("saw", "weld"): pick(1, 2)}, max_wait=10)
+    people = [{"id": f"w{i}", "skills": pick(["saw", "weld"], ["saw"]) if i else ["saw", "weld"]} for i in range(2)]
+    people += [{"id": "late", "skills": ["saw", "weld"], "calendar": "day"}, {"id": "x", "skills": ["weld"]}]
+    found: dict = {"operators": people, "crews": [{"id": "fitters", "size": pick(1, 2)} | maybe(draw, calendar="day")]}
+    transport = plant["transport"]
+    if pick(True, False):
+        transport["vehicles"] = {"size": pick(1, 2, 3), "speed": 0.5, "loading": pick(0, 2), "unloading": 1}
+        transport["vehicles"] |= maybe(draw, battery={"range": 60, "charge": 30, "reserve": 0.4})
+    if len(plant["machines"]) > 1:
+        belt = {"from": "m0", "to": "m1", "time": 6, "capacity": 2, "headway": 2}
+        transport |= maybe(draw, conveyors=[belt])
+    return found
+
+
+few = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @few
@@ -196,7 +221,11 @@ def test_laws_hold_under_every_rule(factory, rule, seed):
 
 
 @few
-@given(factories(stream=True), st.sampled_from(sorted(RULES)), st.integers(0, 99))
+@given(
+    st.one_of(factories(stream=True), factories(stream=True, staffed=True)),
+    st.sampled_from(sorted(RULES)),
+    st.integers(0, 99),
+)
 def test_looking_at_everything_makes_no_difference(factory, rule, seed):
     """What is not marked could not have started, moved or changed its status."""
     runs = [Simulation(factory, rule=rule, seed=seed, look_at_all=look).run() for look in (False, True)]
@@ -205,6 +234,54 @@ def test_looking_at_everything_makes_no_difference(factory, rule, seed):
     if plan.how == "finished" and not factory.sources:
         runs = [Simulation(factory, plan.schedule, seed=seed, look_at_all=look).run() for look in (False, True)]
         assert runs[0].hash == runs[1].hash
+
+
+@few
+@given(factories(stream=True, staffed=True), st.sampled_from(sorted(RULES)), st.integers(0, 99), st.booleans())
+def test_nobody_is_in_two_places(factory, rule, seed, look_at_all):
+    sim = Simulation(factory, rule=rule, seed=seed, look_at_all=look_at_all)
+    while sim.step():
+        staff = [person for m in sim.plant.stations for piece in m.pieces for person in piece.staff]
+        assert len(staff) == len(set(staff)) == sum(person.busy for person in sim.plant.people)
+        for m in sim.plant.stations:
+            for piece in m.pieces:
+                check_skills(piece)
+        crew = sim.plant.teams["fitters"]
+        out = sum((m.helper is crew) + (m.mender is crew) for m in sim.plant.stations)
+        assert out == crew.busy <= crew.size
+    run = sim.run()
+    check_the_laws(factory, run)
+    check_transport(factory, run.events)
+    assert run.how == "finished" or run.how.startswith("deadlock"), run.how
+
+
+def check_skills(piece):
+    for part in piece.parts:
+        for skill, units in part.step.spec.needs.items():
+            assert sum(skill in person.skills for person in piece.staff) >= units
+
+
+def check_transport(factory, events):
+    busy, belts = defaultdict(lambda: (0.0, "home")), defaultdict(list)
+    fleet = factory.transport.vehicles
+    for e in events:
+        if isinstance(e, ev.VehicleMoved):
+            until, place = busy[e.subject]
+            if e.destination == "home" and e.duration == 0:  # it was there, and may charge already
+                busy[e.subject] = until, "home"
+                continue
+            assert e.time >= until - 1e-9 and e.origin == place
+            extra = (fleet.unloading if e.job else fleet.loading) if e.destination != "home" else 0
+            busy[e.subject] = e.time + e.duration + extra, e.destination
+        elif isinstance(e, ev.VehicleCharged):
+            assert e.time >= busy[e.subject][0] - 1e-9
+            busy[e.subject] = e.time + e.duration, "home"
+        elif isinstance(e, ev.PartMoved):
+            belts[e.origin, e.destination].append(e.time)
+    for belt in factory.transport.conveyors:
+        times = belts[belt.origin, belt.destination]
+        assert all(b - a >= belt.headway - 1e-9 for a, b in itertools.pairwise(times))
+        assert all(sum(t < s < t + belt.time - 1e-9 for s in times) < belt.capacity for t in times)
 
 
 def locked_up(factory, run):
@@ -320,6 +397,69 @@ def test_stepping_and_running_are_the_same():
     sim = Simulation(PLANT, seed=4)
     sim.run_until(10_000)
     assert sim.now == 10_000 and sim.events[-1].time <= 10_000
+    assert sim.step(500.0) and sim.now == 10_500
+    sim.run_while(lambda state: state.counts["finished"] < 5)
+    assert sim.state().counts["finished"] == 5
     while sim.step():
         pass
     assert sim.run().hash == whole.hash
+
+
+@pytest.mark.parametrize("time", [0.0, 5_000.0, 7_321.5])
+def test_a_machine_is_broken_from_outside(time):
+    """At any moment, also at one at which something has just started."""
+    sim = Simulation(PLANT, seed=4)
+    sim.run_until(time)
+    while not sim.state().machines["grinder_1"].working:
+        sim.step()
+    sim.break_down("grinder_1", repair=600, cause="crash")
+    run = sim.run()
+    check_the_laws(PLANT, run)
+    failed = next(e for e in run.events if isinstance(e, ev.MachineFailed) and e.cause == "crash")
+    repaired = next(e for e in run.events if isinstance(e, ev.MachineRepaired) and e.time > failed.time)
+    assert repaired.downtime == pytest.approx(600)
+    assert run.hash != simulate(PLANT, seed=4).hash
+
+
+def open_line(interarrival, places, **more):
+    """Jobs without end for two machines, which go there and back again."""
+    work = {"distribution": "exponential", "mean": 1}
+    operations = [{"id": f"o{i}", "modes": [{"machine": m, "duration": work}]} for i, m in enumerate("aba")]
+    return parse_factory(
+        {
+            "name": "open",
+            "buffers": [{"id": m, "capacity": places} for m in "xy"],
+            "machines": [{"id": "a", "buffer": "x"}, {"id": "b", "buffer": "y"}],
+            "products": [{"id": "p", "operations": operations}],
+            "sources": [{"id": "s", "products": {"p": 1}, "interarrival": interarrival}],
+        }
+        | more
+    )
+
+
+def test_a_deadlock_is_found_while_orders_still_come():
+    run = simulate(open_line(1, 2), until=100_000, seed=1)
+    assert run.how.startswith("deadlock: a holds s-") and " before b, which holds s-" in run.how
+    assert run.events[-1].time < 1000
+
+
+def test_a_queue_that_only_grows_is_refused():
+    with pytest.raises(SimulationError, match=r"more than 200 jobs .* wait for a, for which 2\.\d\d s of work"):
+        simulate(open_line(1, 1000), until=1e6, max_jobs=200)
+    with pytest.raises(SimulationError, match="the source 's' never ends"):
+        simulate(open_line(1, 2))
+
+
+@pytest.mark.parametrize("release", [{}, {"release": {"policy": "conwip", "wip": 3}}])
+def test_littles_law_holds_in_every_run(release):
+    """Work in progress, integrated, is the sum of all times in the plant."""
+    run = simulate(open_line(5, 200, **release), until=5_000, seed=3)
+    area, last, level, inside = 0.0, 0.0, 0, {}
+    for e in run.events:
+        area, last = area + level * (e.time - last), e.time
+        if isinstance(e, ev.JobReleased):
+            level, inside[e.subject] = level + 1, e.time
+        elif isinstance(e, ev.JobFinished):
+            level, inside[e.subject] = level - 1, e.time - inside[e.subject]
+    times = [inside[job] if state.ended is not None else last - inside[job] for job, state in run.state().jobs.items()]
+    assert area == pytest.approx(sum(times))

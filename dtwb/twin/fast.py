@@ -10,21 +10,21 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'SETUP_STARTED', 'STATUS_CHANGED', 'quick', 'BIT', 'push', 'pop', 'wake', 'draw', 'emit', 'settle', 'flag',
            'unflag', 'next_flag', 'touch', 'touch_all', 'drop', 'contains', 'unlink', 'link', 'mode_of', 'travel',
            'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
-           'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'stop_waiting',
-           'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place', 'is_next',
-           'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'stands_before', 'move_one',
-           'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for',
-           'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable',
-           'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest',
-           'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route',
-           'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew',
-           'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part',
-           'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release',
-           'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'begin_run', 'why_not_fast', 'FastSimulation',
-           'check_schedule', 'say_plan', 'fresh', 'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of',
-           'publish', 'mirror', 'give_up']
+           'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'line_up', 'step_out',
+           'stop_waiting', 'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place',
+           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
+           'stands_before', 'move_one', 'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once',
+           'open_or_wake', 'open_for', 'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due',
+           'goes_first', 'startable', 'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group',
+           'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in',
+           'enter', 'log_route', 'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes',
+           'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
+           'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
+           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'give_plan_up', 'begin_run',
+           'why_not_fast', 'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room',
+           'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #76604fbc
+# %% ../../nbs/twin/10_fast.ipynb #4d78b064
 import math
 from collections.abc import Callable
 from typing import Any
@@ -35,18 +35,18 @@ from fastcore.basics import patch
 from ..core.compiled import kernel
 from ..core.errors import SimulationError
 from ..core.events import Event, EventBus
-from ..core.factory import Factory, Job
+from ..core.factory import Factory, Job, Machine
 from ..core.schedule import Schedule
 from ..core.state import FactoryState, copy_state, fold, initial_state
 from ..core.trace import KIND, KINDS, PRIORITY, TRACE, Trace
 from . import cells as C
 from .blueprint import Blueprint, blueprint, lay_out, seed_all, stock_up
-from .floor import Group, Part, Piece, Plant, Station, Step, set_up
+from .floor import Group, Part, Piece, Plant, Promised, Station, set_up
 from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #5d8b771f
+# %% ../../nbs/twin/10_fast.ipynb #00ac0a21
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,7 +74,7 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #dbc3ad52
+# %% ../../nbs/twin/10_fast.ipynb #378854a8
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -183,7 +183,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #f3e08914
+# %% ../../nbs/twin/10_fast.ipynb #25e5e2a7
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -361,7 +361,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #e4a25f35
+# %% ../../nbs/twin/10_fast.ipynb #c38faf16
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -424,7 +424,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #5ff5e919
+# %% ../../nbs/twin/10_fast.ipynb #e0b589db
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -539,13 +539,18 @@ def plan_of(N, p):
 
 @quick
 def wait_to_move(N, F, p):
-    "The part has done what it came for, and wants to go on; those that want to go to one machine stand in order."
-    start, goes, m = F[p + C.P_READY], F[p + C.P_READY], 0
+    "The part has done what it came for, and wants to go on."
     if N[p + C.P_FREE]:
         choose(N, F, p)
-        m = N[p + C.P_CHOICE]
     N[C.MOVES] += 1
     N[p + C.P_TURN] = N[C.MOVES]
+    line_up(N, F, p)
+
+
+@quick
+def line_up(N, F, p):
+    "Those that want to go to one machine stand in the order of their planned starts, or of when they came."
+    start, goes, m = F[p + C.P_READY], F[p + C.P_READY], N[p + C.P_CHOICE]
     if N[p + C.P_FREE] == 0:
         y = plan_of(N, p)
         if y == 0:  # nobody knows where it will go: it is put aside
@@ -553,14 +558,16 @@ def wait_to_move(N, F, p):
             N[p + C.P_TOWARDS] = 0
             return
         m, start, leave = N[N[y + C.Y_GROUP] + C.G_MACHINE], F[N[y + C.Y_GROUP] + C.G_START], F[p + C.P_LEAVE]
-        if N[p + C.P_WHERE] == N[C.N_MACHINES] and N[m + C.M_LIMITED]:
+        if N[p + C.P_WHERE] == N[C.N_MACHINES]:
             leave = F[y + C.Y_ENTERS]
         goes = max(goes, leave)
     F[p + C.P_START] = start
     F[p + C.P_GOES] = goes
     N[p + C.P_TOWARDS] = m
-    before = N[m + C.M_INBOUND + 1]
-    while before and F[before + C.P_START] > start:
+    before, turn = N[m + C.M_INBOUND + 1], N[p + C.P_TURN]
+    while before and (
+        F[before + C.P_START] > start or (F[before + C.P_START] == start and N[before + C.P_TURN] > turn)
+    ):
         before = N[before + C.P_AFTER + 1]
     after = N[before + C.P_AFTER] if before else N[m + C.M_INBOUND]
     N[p + C.P_AFTER] = after
@@ -572,11 +579,16 @@ def wait_to_move(N, F, p):
 
 
 @quick
-def stop_waiting(N, F, p):
+def step_out(N, p):
     m = N[p + C.P_TOWARDS]
     unlink(N, m + C.M_INBOUND, p, C.P_AFTER)
     if N[m + C.M_INBOUND] == 0:
         unflag(N, N[C.MOVING], m)
+
+
+@quick
+def stop_waiting(N, F, p):
+    step_out(N, p)
     N[p + C.P_TURN] = 0
 
 
@@ -642,7 +654,9 @@ def has_place(N, p, m):
     if not has_room(N, m) and N[p + C.P_COUNTED] != m:
         return False
     b = N[m + C.M_BUFFER]
-    return N[m + C.M_LIMITED] == 0 or N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] or N[p + C.P_BUFFER] == b
+    if N[m + C.M_LIMITED] == 0 or N[p + C.P_BUFFER] == b:
+        return True
+    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p)
 
 
 @quick
@@ -689,25 +703,22 @@ def another_waits(N, F, m):
 @quick
 def first_direct(N, F, m):
     "The first that wants to come to the machine and needs no place; 0: none does."
-    now, p = F[C.NOW], N[m + C.M_INBOUND]
-    if not has_room(N, m):
-        while p and not (F[p + C.P_GOES] <= now and N[p + C.P_COUNTED] == m):
-            p = N[p + C.P_AFTER]
-        return p
-    if N[m + C.M_LIMITED] == 0:
-        while p and F[p + C.P_GOES] > now:
-            p = N[p + C.P_AFTER]
-        return p
-    if (
-        N[m + C.M_DOWN]
-        or N[m + C.M_WANTED] >= 0
-        or N[m + C.M_CHOSEN]
-        or N[m + C.M_BUSY] + N[m + C.M_HELD] > N[m + C.M_CAPACITY]
-    ):
+    limited = N[m + C.M_LIMITED]
+    if limited and (N[m + C.M_DOWN] or N[m + C.M_WANTED] >= 0 or N[m + C.M_CHOSEN]):
         return 0
+    if limited and N[m + C.M_BUSY] and N[m + C.M_CAPACITY] == 1:
+        return 0
+    now, p, waits, room = F[C.NOW], N[m + C.M_INBOUND], -1, has_room(N, m)
     while p:
-        if F[p + C.P_GOES] <= now and stands_ready(N, F, m, p):
-            return 0 if N[p + C.P_FREE] and another_waits(N, F, m) else p
+        if F[p + C.P_GOES] <= now and (room or N[p + C.P_COUNTED] == m):
+            if limited == 0:
+                return p
+            if stands_ready(N, F, m, p):
+                free = N[p + C.P_FREE]
+                if free and waits < 0:
+                    waits = 1 if another_waits(N, F, m) else 0
+                if free == 0 or waits == 0:
+                    return p
         p = N[p + C.P_AFTER]
     return 0
 
@@ -718,9 +729,41 @@ def first_with_a_place(N, F, m):
     if N[m + C.M_LIMITED] == 0 or not has_room(N, m) or N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY]:
         return 0
     p = N[m + C.M_INBOUND]
-    while p and F[p + C.P_GOES] > F[C.NOW]:
+    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p)):
         p = N[p + C.P_AFTER]
     return p
+
+
+@quick
+def is_in_turn(N, b, p):
+    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+    if N[b + C.B_ENTRIES] == 0 or N[p + C.P_FREE]:
+        return True
+    y = plan_of(N, p)
+    k = N[y + C.Y_ENTRY] if y else -1
+    for j in range(N[b + C.B_ENTERING], k):
+        entry = N[b + C.B_ENTRY] + j * C.ENTRY
+        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0:
+            return False
+    return True
+
+
+@quick
+def comes_in(N, b, y, takes_a_place):
+    "What the plan has promised is kept; or it is needed no more."
+    k = N[y + C.Y_ENTRY]
+    if N[b + C.B_ENTRIES] == 0 or k < 0 or N[N[b + C.B_ENTRY] + k * C.ENTRY + C.T_MISSING] == 0:
+        return
+    N[N[b + C.B_ENTRY] + k * C.ENTRY + C.T_MISSING] = 0
+    if takes_a_place:
+        for j in range(N[b + C.B_ENTERING], k):
+            entry = N[b + C.B_ENTRY] + j * C.ENTRY
+            if N[entry + C.T_MISSING]:
+                N[entry + C.T_ROOM] -= 1
+    j = N[b + C.B_ENTERING]
+    while j < N[b + C.B_ENTRIES] and N[N[b + C.B_ENTRY] + j * C.ENTRY + C.T_MISSING] == 0:
+        j += 1
+    N[b + C.B_ENTERING] = j
 
 
 @quick
@@ -784,6 +827,8 @@ def set_out(N, F, R, p, m, direct):
             N[q + C.B_LEVEL] += 1
             N[p + C.P_BUFFER] = q
             note_level(N, F, R, q, p)
+        if limited and N[C.PLANNED] and N[p + C.P_FREE] == 0:
+            comes_in(N, q, plan_of(N, p), 1 - direct)
     take_off(N, F, p)
     count_kanban(N, F, p, m)
     N[p + C.P_ORIGIN] = origin
@@ -810,7 +855,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #341fde10
+# %% ../../nbs/twin/10_fast.ipynb #6f12975b
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -908,7 +953,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #9693b22b
+# %% ../../nbs/twin/10_fast.ipynb #cf1d839e
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -929,7 +974,7 @@ def pick(N, F, m):
     if kept and (servers == 1 or (count == 0 and kept >= servers - N[m + C.M_BUSY] - N[m + C.M_HELD])):
         return  # it is kept for them
     first_other = 0
-    soon = N[C.RULE] == C.FIFO and capacity == 1 and coming == 0
+    soon = N[C.RULE] == C.FIFO and capacity == 1 and coming == 0 and N[C.DISORDER] == 0
     if count < capacity:
         p = N[N[m + C.M_BUFFER] + C.B_FIRST]
         while p:
@@ -1183,7 +1228,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #535661e6
+# %% ../../nbs/twin/10_fast.ipynb #824eafb8
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1711,6 +1756,8 @@ def unplan(N, F, p):
         y = N[N[j + C.J_PLAN] + N[o + C.O_PLACE]]
         if y and N[y + C.Y_GROUP]:
             g = N[y + C.Y_GROUP]
+            if N[N[g + C.G_MACHINE] + C.M_LIMITED]:
+                comes_in(N, N[N[g + C.G_MACHINE] + C.M_BUFFER], y, 0)
             drop(N, N[g + C.G_KEYS], g + C.G_N, y)
             N[y + C.Y_GROUP] = 0
             if N[g + C.G_N] == 0:
@@ -1723,7 +1770,7 @@ def unplan(N, F, p):
 def renew(N, F, m, x):
     "A new time to failure for one mode, on its own clock."
     N[x + C.X_RENEWALS] += 1
-    F[x + C.X_LEFT] = draw(N, F, N[x + C.X_FAILURES])
+    F[x + C.X_LEFT] = F[x + C.X_DRAWN] = draw(N, F, N[x + C.X_FAILURES])
     if N[x + C.X_BY_WORK] == 0:
         push(N, F, F[C.NOW] + F[x + C.X_LEFT], C.HAS_COME, x, N[x + C.X_RENEWALS], 1, 0)
 
@@ -1842,7 +1889,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #7a3b8701
+# %% ../../nbs/twin/10_fast.ipynb #d32ae82b
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2022,6 +2069,7 @@ def in_words(n):
 def plan_arrival(N, F, s):
     if N[s + C.Z_N] < N[s + C.Z_LIMIT]:
         gap = draw(N, F, N[s + C.Z_STREAM]) if N[s + C.Z_STREAM] else F[s + C.Z_GAP]
+        F[s + C.Z_SINCE] = F[C.NOW]
         push(N, F, F[C.NOW] + gap, C.ARRIVE, s, 0, 0, 1)
 
 
@@ -2073,6 +2121,13 @@ def happen(N, F, R, code, a, b):
         deliver(N, F, R, N[a + C.U_MATERIAL], F[a + C.U_QUANTITY])
     elif code == C.ARRIVE:
         arrive(N, F, R, a)
+    elif code == C.BREAK:
+        h = N[C.BREAKS] + b % C.MAX_INJURIES * C.INJURY
+        x, repair = N[h + C.H_MODE], F[h + C.H_REPAIR]
+        if x and not repair > 0:
+            fail(N, F, R, a, x)
+        else:
+            break_down(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
     elif code == C.ORDER:
         due = F[a + C.Q_DUE] if F[a + C.Q_DUE] < np.inf else np.nan
         quantity = float(N[a + C.Q_QUANTITY])
@@ -2218,6 +2273,8 @@ def in_a_circle(N, F, m):
             if N[p + C.P_TURN] == 0 or to == 0 or F[p + C.P_GOES] > F[C.NOW]:
                 return False
             b = N[to + C.M_BUFFER]
+            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p):
+                return False
             many = N[b + C.B_MACHINES] if N[to + C.M_LIMITED] and N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY] else 0
             for i in range(-1, many):
                 other = to if i < 0 else N[N[b + C.B_MACHINE] + i]
@@ -2254,6 +2311,45 @@ def end(N, F, R, how):
 
 
 @quick
+def give_plan_up(N, F, parts):
+    "The rule decides from now on, for all parts, which are given in order: what has set out stays with its target, the rest chooses."
+    N[C.PLANNED] = 0
+    N[C.DISORDER] = 1
+    for k in range(N[C.N_MACHINES]):
+        m = N[C.MACHINES] + k * C.MACHINE
+        N[m + C.M_SEQUENCE] = N[m + C.M_SEQUENCE + 1] = N[m + C.M_COMING] = N[m + C.M_LOAD] = 0
+        let_go(N, F, m)
+        b = N[m + C.M_BUFFER]
+        N[b + C.B_FIRST] = N[b + C.B_FIRST + 1] = N[b + C.B_QUEUE] = N[b + C.B_ENTRIES] = 0
+    for p in parts:
+        N[p + C.P_FREE] = N[p + C.P_CHOICE] = N[p + C.P_LOAD] = N[p + C.P_QUEUE] = 0
+    for p in parts:
+        if N[p + C.P_RELEASED]:
+            N[p + C.P_FREE] = 1
+            target = N[p + C.P_TARGET]
+            if N[p + C.P_TURN]:
+                if N[p + C.P_TOWARDS]:
+                    step_out(N, p)
+                choose(N, F, p)
+                line_up(N, F, p)
+            elif target:
+                N[p + C.P_CHOICE] = target
+                N[p + C.P_LOAD] = N[mode_of(N, N[p + C.P_NEXT], target) + C.D_LOAD]
+                N[target + C.M_LOAD] += N[p + C.P_LOAD]
+                if N[p + C.P_DIRECT]:
+                    m = N[p + C.P_DIRECT]
+                    N[N[m + C.M_COMERS] + N[m + C.M_COMING]] = p
+                    N[m + C.M_COMING] += 1
+                else:
+                    b = N[target + C.M_BUFFER]
+                    link(N, b + C.B_FIRST, p, C.P_BEHIND)
+                    N[p + C.P_QUEUE] = b
+                    N[b + C.B_QUEUE] += 1
+    for k in range(N[C.N_MACHINES]):
+        touch(N, F, N[C.MACHINES] + k * C.MACHINE)
+
+
+@quick
 def begin_run(N, F, R):
     "Machines as they are at time 0, jobs that are not there yet, and all that is known to come."
     emit(N, F, R, RUN_STARTED, N[C.RUN_NAME], 0, N[C.FACTORY_NAME], -1, -1, -1, -1, float(N[C.SEED]), np.nan, np.nan)
@@ -2281,7 +2377,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #42f2b61c
+# %% ../../nbs/twin/10_fast.ipynb #9a40e72e
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2304,8 +2400,10 @@ def why_not_fast(
         return "conveyors carry the parts"
     if any(o.needs for p in factory.products for o in p.operations):
         return "operations need operators"
+    if any(o.max_wait is not None for p in factory.products for o in p.operations):
+        return "people are told of parts that wait for too long"
     crews = [
-        m.id for m in factory.machines if m.maintenance and m.maintenance.crew or any(f.crew for f in m.failure_modes)
+        m.id for m in factory.machines if (m.maintenance and m.maintenance.crew) or any(f.crew for f in m.failure_modes)
     ]
     if crews:
         return f"crews repair or maintain {crews[0]}"
@@ -2313,7 +2411,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #78ad76cd
+# %% ../../nbs/twin/10_fast.ipynb #fb2c19cd
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2345,20 +2443,20 @@ class FastSimulation:
             "max_jobs": max_jobs,
         }
         _refuse_what_cannot_be(factory, schedule, seed, until, rule, more)
-        self._start(blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
+        self._start(known_blueprint(factory, schedule, **settings), seed, until, antithetic, record, bus, stop)
 
     def _start(
         self, blue: Blueprint, seed: int, until: float | None, antithetic=False, record=True, bus=None, stop=None
     ) -> None:
         self.blueprint, self.factory, self.run_id = blue, blue.factory, blue.settings["run"]
         self.seed, self.until, self.antithetic, self.bus, self.stop = seed, until, antithetic, bus, stop
-        self.names, self.objects = list(blue.names), list(blue.objects)
+        self.names, self.objects = blue.names, list(blue.objects)
         self.chunks: list[np.ndarray] = []  # of the trace, whole instants
         self.how: str | None = None  # how it ended
-        self._folded, self._published, self._alarms = (0, initial_state(blue.factory)), 0, 0
+        self._folded, self._published, self._alarms = None, 0, 0
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
-        self.R = np.zeros(4097 if record else 2, TRACE)
+        self.R = np.empty(blue.room.get("rows", 4097) if record else 2, TRACE)
         self.N[C.RECORD] = record
         set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
@@ -2414,7 +2512,10 @@ class FastSimulation:
                 self.N[C.HOW] = C.STOPPED
                 end(self.N, self.F, self.R, C.STOPPED)
                 self._ended()
-        return Run(self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine)
+        disturbances = self.blueprint.settings["disturbances"]
+        return Run(
+            self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine, disturbances, self.antithetic
+        )
 
     def _go(self, limit: float, instants: int = C.NEVER) -> int:
         "Let the kernel run; make room where it needs some."
@@ -2434,11 +2535,12 @@ class FastSimulation:
         sort_many(self)
         settle(self.N, self.F, self.R)
         drain(self)
+        remember_room(self)
         if self.how is None:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #e0771289
+# %% ../../nbs/twin/10_fast.ipynb #36c076ec
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2454,8 +2556,23 @@ def _refuse_what_cannot_be(
     if endless and until is None:
         raise SimulationError(f"the source {endless[0]!r} never ends", "until", "say when to stop, or give it a limit")
     find_rule(rule)
-    if schedule is not None:
-        check_schedule(factory, schedule)
+
+
+_KNOWN: dict[tuple, Blueprint] = {}
+
+
+def known_blueprint(factory: Factory, schedule: Schedule | None = None, **settings: Any) -> Blueprint:
+    "The blueprint; the last ones are kept, with what their runs have taught of how much room they need."
+    key = id(factory), id(schedule), *sorted(settings.items())
+    found = _KNOWN.pop(key, None)
+    if found is None or found.factory is not factory or found.settings["schedule"] is not schedule:
+        if schedule is not None:
+            check_schedule(factory, schedule)
+        found = blueprint(factory, schedule, **settings)
+    _KNOWN[key] = found
+    while len(_KNOWN) > 16:
+        del _KNOWN[next(iter(_KNOWN))]
+    return found
 
 
 def check_schedule(factory: Factory, schedule: Schedule) -> None:  # raises ScheduleError
@@ -2465,6 +2582,11 @@ def check_schedule(factory: Factory, schedule: Schedule) -> None:  # raises Sche
 
 def say_plan(sim: FastSimulation, reason: str, schedule: Schedule) -> None:
     "The plan, or none, that is followed from now on."
+    drain(sim)
+    if sim.now != sim.F[C.INSTANT]:
+        sort_many(sim)
+        settle(sim.N, sim.F, sim.R)
+        sim.F[C.INSTANT] = sim.now
     rows = tuple(map(tuple, schedule.rows))
     if rows:
         sim.objects.append(rows)
@@ -2480,25 +2602,50 @@ def fresh(
     antithetic: bool = False,
 ) -> np.ndarray:  # int64
     "The block of a run before it begins, with its own luck."
-    cells = blue.cells
-    jobs, routed = int(cells[C.N_JOBS]), any(p.routing is not None for p in blue.factory.products)
-    margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
-        :, C.S_MARGIN
-    ]
-    heap = int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512
-    draws = margins + 15
-    N = lay_out(
-        cells,
-        parts=min(jobs, 64) + 16,
-        heap=heap,
-        nodes=1024 if routed else 1,
-        log=2 * int(cells[C.LOG_SLACK]) + 1024,
-        draws=draws,
-    )
+    if blue.template is None:
+        blue.template = lay_out(blue.cells, **_room(blue))
+    N = blue.template.copy()
     N[C.SEED] = seed
     seed_all(blue, N, seed)
-    stock_up(blue, N, draws, antithetic)
+    stock_up(blue, N, _room(blue)["draws"], antithetic)
     return N
+
+
+def _room(blue: Blueprint) -> dict[str, Any]:
+    "How much room a run gets from the start: what others have needed."
+    if "draws" not in blue.room:
+        cells = blue.cells
+        margins = cells[cells[C.STREAMS] : cells[C.STREAMS] + cells[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)[
+            :, C.S_MARGIN
+        ]
+        routed = any(p.routing is not None for p in blue.factory.products)
+        blue.room |= {
+            "parts": min(int(cells[C.N_JOBS]), 64) + 16,
+            "heap": int(cells[C.N_ORDERS] + cells[C.N_SOURCES] + cells[C.N_ARRIVALS] + cells[C.HEAP_SLACK]) + 512,
+            "nodes": 1024 if routed else 1,
+            "log": 2 * int(cells[C.LOG_SLACK]) + 1024,
+            "draws": margins + 15,
+        }
+    return {name: size for name, size in blue.room.items() if name != "rows"}
+
+
+def remember_room(sim: FastSimulation) -> None:
+    "The next run of the blueprint gets as much room as this one has come to need."
+    N, blue = sim.N, sim.blueprint
+    _room(blue)
+    rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
+    used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
+    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
+    room = {name: min(int(N[at]), 1 << 16) for name, at in _SIZES.items()} | {"draws": draws}
+    if any(np.any(size > blue.room[name]) for name, size in room.items()) and draws.sum() < 1 << 21:
+        blue.room |= {name: np.maximum(size, blue.room[name]) for name, size in room.items()}
+        blue.template = None
+    if N[C.RECORD]:
+        total = sum(map(len, sim.chunks)) + 2 * int(N[C.ROWS_SLACK])
+        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 16))
+
+
+_SIZES = {"parts": C.PARTS_MAX, "heap": C.HEAP_MAX, "nodes": C.NODES_MAX, "log": C.LOG_MAX}
 
 
 def make_room(sim: FastSimulation) -> None:
@@ -2528,7 +2675,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #a428ac64
+# %% ../../nbs/twin/10_fast.ipynb #529b180b
 def set_rows(sim: FastSimulation) -> None:
     "Tell the kernel how much room there is for its rows."
     N, rows = sim.N, len(sim.R) - 1
@@ -2554,16 +2701,18 @@ def drain(sim: FastSimulation) -> None:
             R[: n - first] = R[first:n].copy()
             N[[C.FIRST, C.ROWS]] = 0, n - first
             N[C.SORTED] -= first
-    at, end = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N])
+    at, end, words = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N]), []
     while at < end:
         kind = int(N[at])
         if kind < 0:
             order = f"{sim.factory.sources[-1 - kind].id}-{int(N[at + 1]):07}"
-            sim.names += [order, f"{order}-1"]
+            words += [order, f"{order}-1"]
             at += 2
         else:
             sim.objects.append(tuple(_visit(sim.blueprint, code) for code in N[at + 1 : at + 1 + kind].tolist()))
             at += kind + 1
+    if words:
+        sim.names = [*sim.names, *words]  # a new list: traces share the old one
     N[C.LOG_N] = 0
 
 
@@ -2576,7 +2725,7 @@ def word(sim: FastSimulation, name: str) -> int:
     "The number of a word, which may be new."
     drain(sim)
     if name not in sim.names:
-        sim.names.append(name)
+        sim.names = [*sim.names, name]
         sim.N[C.N_NAMES] += 1
     return sim.names.index(name)
 
@@ -2596,9 +2745,9 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows = rows.copy()
         table = np.where(codes < -1, len(sim.names) + np.arange(len(codes)), codes)
         rows["b"] = table[which]
-    return Trace(rows, list(names), list(sim.objects))
+    return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #dc840780
+# %% ../../nbs/twin/10_fast.ipynb #9e4d1087
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2615,7 +2764,7 @@ def events(self: FastSimulation) -> list[Event]:
 def state(self: FastSimulation) -> FactoryState:  # the caller's own
     "The state now, with all events of this instant so far."
     drain(self)
-    done, state = self._folded
+    done, state = self._folded or (0, initial_state(self.factory))
     over = sum(map(len, self.chunks))
     whole = trace_of(self)
     fold(whole[done:over].events, state)
@@ -2634,7 +2783,108 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #dc84f64f
+# %% ../../nbs/twin/10_fast.ipynb #909f85b6
+@patch
+def request_maintenance(
+    self: FastSimulation,
+    machine: str,  # its id
+    reason: str,
+) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
+    "Maintain a machine as soon as it is not working; it will be as good as new."
+    m, spec = _machine(self, machine)
+    if spec.maintenance is None:
+        raise SimulationError(
+            "this machine has no maintenance", f"machine {machine!r}", "give it a 'maintenance' with a duration"
+        )
+    if self.how is None and self.N[m + C.M_WANTED] < 0 and self.N[m + C.M_DOWN] != C.CARED_FOR:
+        self.N[m + C.M_WANTED] = word(self, reason)
+        touch(self.N, self.F, m)
+        push(self.N, self.F, self.now, C.WAKE, 0, 0, 0, 1)
+
+
+def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
+    "Its row, and what the factory says of it."
+    ids = [m.id for m in sim.factory.machines]
+    if id not in ids:
+        raise SimulationError("there is no such machine", f"machine {id!r}")
+    k = ids.index(id)
+    return int(sim.N[C.MACHINES]) + k * C.MACHINE, sim.factory.machines[k]
+
+
+@patch
+def break_down(
+    self: FastSimulation,
+    machine: str,  # its id
+    repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
+    cause: str = "injected",  # one of its modes of failure, or any other word
+) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
+    "Break a machine now."
+    m, spec = _machine(self, machine)
+    N, F, modes = self.N, self.F, spec.failure_modes
+    if N[m + C.M_DOWN]:
+        what = "maintenance" if N[m + C.M_DOWN] == C.CARED_FOR else "failure"
+        raise SimulationError(f"it is down already, for {what}", f"machine {machine!r}")
+    k = next((k for k in range(N[m + C.M_N_MODES]) if modes[k].cause == cause), -1)
+    if repair is None and not modes:
+        raise SimulationError("it never fails, so nobody knows how long", f"machine {machine!r}", "give 'repair'")
+    if repair is not None and not repair > 0:
+        raise SimulationError(f"a repair takes some time, not {repair:g} s", "repair")
+    if self.how is not None:
+        return
+    if repair is None and k < 0:
+        repair = modes[0].mttr.mean
+        if N[m + C.M_N_MODES]:
+            repair = float(draw(N, F, N[N[m + C.M_MODES] + C.X_REPAIRS]))
+    h = int(N[C.BREAKS] + N[C.BREAK_N] % C.MAX_INJURIES * C.INJURY)
+    N[h + C.H_MODE] = N[m + C.M_MODES] + k * C.FAILURE if k >= 0 else 0
+    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(self, cause), math.nan if repair is None else repair
+    push(N, F, self._next_moment(), C.BREAK, m, N[C.BREAK_N], 0, 1)
+    N[C.BREAK_N] += 1
+
+
+@patch
+def _next_moment(self: FastSimulation) -> float:  # s
+    "Now, or, where something has started now already, the next moment that can be told from it."
+    drain(self)
+    started = self.N[C.ROWS] > 0 and self.F[C.INSTANT] == self.now
+    return math.nextafter(self.now, math.inf) if started else self.now
+
+
+@patch
+def set_rule(
+    self: FastSimulation,
+    rule: str,  # a name in `RULES`
+    reason: str = "another rule",
+) -> None:
+    "Dispatch by another rule from now on; a plan that is being followed is given up."
+    find_rule(rule)
+    if rule not in C.FAST_RULES:
+        raise SimulationError("a rule of your own is called for each choice", "engine 'fast'", "take 'simpy'")
+    if self.how is not None:
+        return
+    N = self.N
+    N[C.RULE] = C.FAST_RULES.index(rule)
+    if N[C.PLANNED]:
+        give_plan_up(N, self.F, np.array(_alive(self), np.int64))
+    for k in range(int(N[C.N_MACHINES])):
+        touch(N, self.F, int(N[C.MACHINES]) + k * C.MACHINE)
+    say_plan(self, reason, Schedule())
+
+
+@patch
+def dispatch(self: FastSimulation, rule: str, reason: str) -> None:
+    "Give the plan up: from now on the rule decides."
+    self.set_rule(rule, reason)
+
+
+def _alive(sim: FastSimulation) -> list[int]:
+    "The rows of the parts that are there, in the order of their jobs."
+    N = sim.N
+    rows = range(int(N[C.PARTS]), int(N[C.PARTS] + N[C.PARTS_MAX] * N[C.PART_SIZE]), int(N[C.PART_SIZE]))
+    alive = (row for row in rows if N[row + C.P_ALIVE])
+    return sorted(alive, key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]))
+
+# %% ../../nbs/twin/10_fast.ipynb #46b81962
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint
@@ -2645,13 +2895,8 @@ def mirror(sim: FastSimulation) -> Plant:
     jobs = {int(N[C.JOBS]) + k * C.JOB: job for k, job in enumerate(sim.factory.jobs())}
     first = int(N[C.OPERATIONS])
     steps = [plant.steps[p.id, o.id] for p in sim.factory.products for o in sim.factory.route(p.id)]
-    rows = range(int(N[C.PARTS]), int(N[C.PARTS] + N[C.PARTS_MAX] * N[C.PART_SIZE]), int(N[C.PART_SIZE]))
-    alive = sorted(
-        (row for row in rows if N[row + C.P_ALIVE]),
-        key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]),
-    )
     parts: dict[int, Part] = {}
-    for row in alive:
+    for row in _alive(sim):
         if N[row + C.P_JOB]:
             job = jobs[int(N[row + C.P_JOB])]
         else:
@@ -2690,8 +2935,23 @@ def mirror(sim: FastSimulation) -> Plant:
         m.holds = [parts[p] for p in N[N[at + C.M_HOLDS] : N[at + C.M_HOLDS] + N[at + C.M_HELD]].tolist()]
         m.pieces = [Piece([], 0.0, 0.0)] * int(N[at + C.M_BUSY])
         m.kanbans = int(N[at + C.M_KANBANS])
-        _mirror_sequence(sim, plant, m, at, jobs, first, steps)
+        _mirror_sequence(sim, plant, m, at, jobs)
+    _mirror_promises(sim, plant, jobs)
     return plant
+
+
+def _mirror_promises(sim: FastSimulation, plant: Plant, jobs: dict[int, Job]) -> None:
+    N = sim.N
+    for k, places in enumerate(plant.places.values()):
+        b = int(N[C.BUFFERS]) + k * C.BUFFER
+        entries = N[N[b + C.B_ENTRY] : N[b + C.B_ENTRY] + N[b + C.B_ENTRIES] * C.ENTRY].reshape(-1, C.ENTRY).tolist()
+        if entries:
+            position = {}
+            for i, entry in enumerate(entries):
+                job, operation = jobs[int(N[entry[C.T_KEY] + C.Y_JOB])], int(N[entry[C.T_KEY] + C.Y_OPERATION])
+                position[job.id, sim.blueprint.visits[int(N[operation + C.O_INDEX])]] = i
+            room, missing = ([entry[at] for entry in entries] for at in (C.T_ROOM, C.T_MISSING))
+            places.promised = Promised(position, room, list(map(bool, missing)), int(N[b + C.B_ENTERING]))
 
 
 def _todo(N: np.ndarray, row: int) -> list[int]:
@@ -2707,17 +2967,13 @@ def _todo(N: np.ndarray, row: int) -> list[int]:
     return found
 
 
-def _mirror_sequence(
-    sim: FastSimulation, plant: Plant, m: Station, at: int, jobs: dict[int, Job], first: int, steps: list[Step]
-) -> None:
+def _mirror_sequence(sim: FastSimulation, plant: Plant, m: Station, at: int, jobs: dict[int, Job]) -> None:
     N, g = sim.N, int(sim.N[at + C.M_SEQUENCE])
     while g:
         keys = []
         for y in N[N[g + C.G_KEYS] : N[g + C.G_KEYS] + N[g + C.G_N]].tolist():
-            job = jobs[int(N[y + C.Y_JOB])]
-            route = plant.routes[job.product]
-            place = next(k for k in range(len(route)) if N[N[N[y + C.Y_JOB] + C.J_PLAN] + k] == y)
-            keys.append((job.id, route[place][0]))
+            operation = int(N[N[y + C.Y_OPERATION] + C.O_INDEX])
+            keys.append((jobs[int(N[y + C.Y_JOB])].id, sim.blueprint.visits[operation]))
         group = Group(keys, float(sim.F[g + C.G_START]))
         m.sequence.append(group)
         plant.plan.update((key, (m, group)) for key in keys)

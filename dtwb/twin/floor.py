@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['InspectionRequest', 'Verdict', 'truthful', 'Way', 'Step', 'Part', 'Group', 'Places', 'Promised', 'Piece', 'Station',
-           'Call', 'Clock', 'nothing', 'Record', 'made', 'columns', 'Plant', 'set_up', 'window_at', 'next_fit']
+           'Person', 'Team', 'Vehicle', 'Belt', 'Call', 'Clock', 'nothing', 'Record', 'made', 'columns', 'Plant',
+           'set_up', 'window_at', 'next_fit']
 
 # %% ../../nbs/twin/02_floor.ipynb #c5894c14
 import math
@@ -66,7 +67,7 @@ def truthful(request: InspectionRequest) -> Verdict:
     return Verdict(request.truth)
 
 # %% ../../nbs/twin/02_floor.ipynb #6b4fc2ec
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Way:
     "How long a step takes on one machine."
 
@@ -78,7 +79,7 @@ class Way:
         return self.draws.next() if self.draws is not None else self.mean
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Step:
     "An operation of a product."
 
@@ -90,10 +91,12 @@ class Step:
     only: "Station | None" = None  # that machine, where there is one
     mean: float = 0.0  # s, over the modes
     needs: bool = False  # materials
+    manual: bool = False  # it needs operators
+    careful: bool = False  # there is more to its start than to take the part up
     plain: bool = False  # nothing follows from its end but the next one
 
 # %% ../../nbs/twin/02_floor.ipynb #f9cdb4d1
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Part:
     "A job on its way through the plant."
 
@@ -144,7 +147,7 @@ class Part:
         self.visit, self.step = self.visits[at] if at < len(self.visits) else ("", None)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Group:
     "What the plan wants a machine to start together."
 
@@ -153,7 +156,7 @@ class Group:
     load: int = 0  # µs
 
 # %% ../../nbs/twin/02_floor.ipynb #7147de72
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Places:
     "A buffer: who has a place in it, also those still on their way."
 
@@ -161,6 +164,7 @@ class Places:
     capacity: int
     taken: dict[Part, None] = field(default_factory=dict)
     mask: int = 0  # the bits of the machines that parts wait for in it
+    reserved: int = 0  # for parts that a vehicle comes for
     leaving: int = 0  # movers among them
     promised: "Promised | None" = None  # by the plan
 
@@ -175,18 +179,19 @@ class Promised:
     first: int = 0  # none is missing before
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Piece:
     "What a machine works on at once: one part, or a batch."
 
     parts: list[Part]
     duration: float  # s of work, in all
     remaining: float  # s of work, at its last start
+    staff: "list[Person]" = field(default_factory=list)
     started: float = 0.0  # s
     token: int = 0  # what was planned under an older one is void
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Station:
     "A machine at work."
 
@@ -228,7 +233,10 @@ class Station:
     broken: int = -1  # the mode of its failure; -1: none of them
     down_since: float = 0.0  # s
     down_for: float = 0.0  # s, as is to be expected
-    wanted: str | None = None  # the reason for which maintenance was asked for
+    wanted: str | None = None  # the reason for which it is maintained next
+    asked: str | None = None  # the reason for which a crew was asked to maintain it
+    helper: "Team | None" = None  # that has sent somebody to maintain it
+    mender: "Team | None" = None  # that has sent somebody to repair it
     left: list[float] = field(default_factory=list)  # s, until each mode of failure, on its own clock
     renewals: list[int] = field(default_factory=list)  # of each mode
     cared: int = 0  # times maintained
@@ -245,6 +253,50 @@ class Station:
 
     def is_open(self, now: float) -> bool:
         return self.window[0] <= now < self.window[1]
+
+# %% ../../nbs/twin/02_floor.ipynb #5cf90c7b
+@dataclass(slots=True, eq=False, repr=False)
+class Person:
+    "An operator, who does one thing at a time."
+
+    id: str
+    skills: tuple[str, ...]
+    calendar: Calendar | None
+    window: tuple[float, float] = (-math.inf, -math.inf)  # s, when he is there, now or next
+    busy: bool = False
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Team:
+    "A crew that repairs and maintains."
+
+    id: str
+    size: int
+    calendar: Calendar | None
+    busy: int = 0
+    waiting: list[tuple[Station, Callable]] = field(default_factory=list)  # first come, first served
+    called: float = -math.inf  # s, the opening at which it looks again
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Vehicle:
+    "Carries one part at a time."
+
+    id: str
+    place: str = "home"  # where it is, or is going
+    charge: float = math.inf  # s of driving that are left
+    idle: bool = True
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Belt:
+    "A conveyor between two places."
+
+    time: float  # s
+    capacity: int
+    headway: float  # s
+    parts: int = 0
+    last: float = -math.inf  # s, when the last part came on it
 
 # %% ../../nbs/twin/02_floor.ipynb #3890d20c
 class Call(simpy.Event):
@@ -393,7 +445,7 @@ def columns(
     return Trace(sort_trace(table, ranks(words)), words, list(objects))
 
 # %% ../../nbs/twin/02_floor.ipynb #4186fb18
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Plant:
     "A factory at work: all that is true now."
 
@@ -433,6 +485,15 @@ class Plant:
     hungry: int = 0  # that need material
     wakes: dict[float, list[Station]] = field(default_factory=dict)
     jams: list[Station] = field(default_factory=list)  # that have just become blocked
+    manual: int = 0  # the bits of machines that need operators
+    people: list[Person] = field(default_factory=list)
+    teams: dict[str, Team] = field(default_factory=dict)
+    vehicles: list[Vehicle] = field(default_factory=list)
+    chargers: int = 0  # free
+    flat: list[Vehicle] = field(default_factory=list)  # that wait for one
+    belts: dict[tuple[str, str], Belt] = field(default_factory=dict)
+    carried: bool = False  # by vehicles or belts
+    alarms: int = 0
     in_order: bool = True  # free parts stand in the queues in the order in which they set out
     fifo: bool = False
     rule: Callable[[Any], Any] = lambda candidate: candidate.arrival
@@ -503,10 +564,28 @@ def set_up(plant: Plant) -> None:
         for m in step.ways:
             m.rivals = m.rivals or step.only is None
             plant.hungry |= m.bit if step.needs else 0
+            plant.manual |= m.bit if step.manual else 0
     for m in plant.stations:
         m.plain = m.spec.setup is None and m.calendar is None and m.batch == m.capacity == 1
+        m.plain = m.plain and not plant.manual & m.bit
+    calendars = {calendar.id: calendar for calendar in factory.calendars}
+    plant.people = [Person(o.id, o.skills, calendars.get(o.calendar or "")) for o in factory.operators]
+    plant.teams = {c.id: Team(c.id, c.size, calendars.get(c.calendar or "")) for c in factory.crews}
+    _set_up_transport(plant)
     kinds = (kind for m in factory.machines if m.degradation for kind in m.degradation.defects)
     plant.defect_types = tuple(dict.fromkeys(kinds)) or ("defect",)
+
+
+def _set_up_transport(plant: Plant) -> None:
+    fleet = plant.factory.transport.vehicles
+    for belt in plant.factory.transport.conveyors:
+        plant.belts[belt.origin, belt.destination] = Belt(belt.time, belt.capacity, belt.headway)
+    if fleet is not None:
+        battery = fleet.battery
+        charge = math.inf if battery is None else battery.range
+        plant.vehicles = [Vehicle(f"vehicle_{i + 1}", charge=charge) for i in range(fleet.size)]
+        plant.chargers = 0 if battery is None else battery.chargers
+    plant.carried = bool(plant.vehicles or plant.belts)
 
 
 def _station(plant: Plant, index: int, spec: Machine) -> Station:
@@ -539,6 +618,8 @@ def _station(plant: Plant, index: int, spec: Machine) -> Station:
 
 def _step(plant: Plant, product: str, position: int, operation: Operation) -> Step:
     step = Step(operation, product, position, operation.family or product, needs=bool(operation.materials))
+    step.manual = bool(operation.needs)
+    step.careful = step.needs or step.manual or operation.max_wait is not None
     step.plain = not operation.produces and operation.inspection is None
     total = 0.0
     for mode in operation.modes:

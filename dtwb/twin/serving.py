@@ -13,7 +13,7 @@ from ..core.factory import next_open, operation_of, setup_time
 from .floor import Group, Part, Plant, Station, next_fit
 from .moving import in_stock, is_there
 from .rules import Candidate
-from .working import begin, maintain, run
+from .working import begin, is_staffed, maintain, run
 
 # %% ../../nbs/twin/08_serving.ipynb #7e0a351c
 def serve(plant: Plant, m: Station) -> bool:
@@ -66,6 +66,8 @@ def _serve_chosen(plant: Plant, m: Station) -> bool:
         return True
     if m.spec.setup is not None and not _ready_or_set_up(plant, m, step.family):
         return False
+    if step.manual and not is_staffed(plant, m, parts):
+        return False
     return (m.calendar is None or _is_open_for(plant, m, parts)) and begin(plant, m, parts)
 
 
@@ -97,7 +99,9 @@ def _startable(plant: Plant, m: Station, group: Group) -> list[Part] | None:
         if not part.released or part.step is None or part.visit != visit or not is_there(plant, part, m):
             return None
         parts.append(part)
-    return parts if in_stock(plant, parts) and (m.calendar is None or _is_open_for(plant, m, parts)) else None
+    if not in_stock(plant, parts) or not (m.calendar is None or _is_open_for(plant, m, parts)):
+        return None
+    return parts if not plant.manual & m.bit or is_staffed(plant, m, parts) else None
 
 
 def is_open(plant: Plant, m: Station) -> bool:
@@ -182,6 +186,8 @@ def _waiting(plant: Plant, m: Station) -> list[Part]:
             break
         if part.chosen_by is None and (part.arrival <= plant.now if part.target is m else _may_take(plant, m, part)):
             if part.step.needs and not in_stock(plant, [part]):  # pyright: ignore[reportOptionalMemberAccess]
+                continue
+            if part.step.manual and not is_staffed(plant, m, [part]):  # pyright: ignore[reportOptionalMemberAccess]
                 continue
             if m.fits and not _is_open_for(plant, m, [part]):
                 continue

@@ -43,7 +43,7 @@ from .moving import choose, count_kanban, destination, line_up_again, move, shar
 from .rules import RULES, Candidate, find_rule
 from .serving import let_go, serve
 from .stuck import circle, complaints, crowded
-from .working import deliver, fail, let_in, pick, plan_care, renew, reorder, show_statuses
+from .working import deliver, fail, let_in, pick, plan_care, renew, reorder, show_statuses, want_care
 
 _all_ = ["RULES", "Candidate", "InspectionRequest", "Verdict", "find_rule", "truthful"]
 
@@ -102,7 +102,7 @@ class Simulation:
         self.plant = plant = Plant(factory, seed, run, disturbances, antithetic, max_jobs, look_at_all, record_)
         plant.rule, plant.fifo, plant.inspect, plant.sensing = find_rule(rule), rule == "fifo", inspect, record_sensors
         plant.planned = schedule is not None
-        self._folded, self._alarms, self._acts = (0, initial_state(factory)), 0, 0
+        self._folded, self._acts = (0, initial_state(factory)), 0
         set_up(plant)
         _expect_what_comes(plant)
         if schedule is not None:
@@ -228,8 +228,7 @@ class Simulation:
             what = "there is no such machine" if m is None else "this machine has no maintenance"
             raise SimulationError(what, f"machine {machine!r}", "give it a 'maintenance' with a duration")
         if m.wanted is None and m.down != "maintenance":
-            m.wanted = reason
-            self.plant.mark(m)
+            want_care(self.plant, m, reason)
             self._act()
 
     def break_down(
@@ -263,8 +262,8 @@ class Simulation:
         message: str,
     ) -> None:
         "Tell people."
-        self._alarms += 1
-        self.plant.note((ev.AlarmRaised, self.now, subject, f"a{self._alarms}", severity, message))
+        self.plant.alarms += 1
+        self.plant.note((ev.AlarmRaised, self.now, subject, f"a{self.plant.alarms}", severity, message))
 
     def predict_failure(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JACKSON', 'LAW', 'LAW_YEAR', 'LAW_WORK', 'interval', 'check', 'erlang_c', 'queue_figures', 'effective_work', 'queue',
-           'poisson', 'jackson_figures', 'jackson', 'line_rate', 'line', 'buzacott_rate', 'two_machine_rate',
+           'exponential', 'jackson_figures', 'jackson', 'line_rate', 'line', 'buzacott_rate', 'two_machine_rate',
            'unreliable_line', 'flow_shop_times', 'flow_shop', 'law_job_shop', 'Case', 'run_case', 'cases']
 
 # %% ../../nbs/twin/70_validation.ipynb #2ee92b3a
@@ -19,7 +19,7 @@ from scipy import sparse, stats
 from scipy.sparse.linalg import spsolve
 
 from ..core.factory import Factory, parse_factory
-from .scenarios import replicate
+from .scenarios import pair_means, replicate
 
 # %% ../../nbs/twin/70_validation.ipynb #cbaa5e91
 def interval(
@@ -91,7 +91,7 @@ def queue(
     failure: Any = None,  # as in YAML
 ) -> Factory:
     "Poisson arrivals at one machine."
-    work = {"distribution": "exponential", "mean": 1} if work is None else work
+    work = exponential(1) if work is None else work
     return parse_factory(
         {
             "name": "queue",
@@ -99,13 +99,13 @@ def queue(
             "products": [
                 {"id": "job", "operations": [{"id": "serve", "modes": [{"machine": "server", "duration": work}]}]}
             ],
-            "sources": [{"id": "customers", "products": {"job": 1}, "interarrival": poisson(rate)}],
+            "sources": [{"id": "customers", "products": {"job": 1}, "interarrival": exponential(1 / rate)}],
         }
     )
 
 
-def poisson(rate: float) -> dict:  # the time between two arrivals, as in YAML
-    return {"distribution": "exponential", "mean": 1 / rate}
+def exponential(mean: float) -> dict[str, Any]:  # as in YAML
+    return {"distribution": "exponential", "mean": mean}
 
 # %% ../../nbs/twin/70_validation.ipynb #996550a3
 def jackson_figures(
@@ -133,14 +133,14 @@ def jackson(
     ways = {"entry": {name: a / total for name, a in zip(names, arrivals) if a}}
     for name, row in zip(names, np.asarray(routing, float)):
         ways[name] = {to: float(p) for to, p in zip([*names, "exit"], [*row, 1 - row.sum()]) if p > 1e-12}
-    modes = [[{"machine": n, "duration": {"distribution": "exponential", "mean": m}}] for n, m in zip(names, means)]
+    modes = [[{"machine": n, "duration": exponential(m)}] for n, m in zip(names, means)]
     operations = [{"id": n, "modes": m} for n, m in zip(names, modes)]
     return parse_factory(
         {
             "name": "jackson",
             "machines": [{"id": n, "capacity": c} for n, c in zip(names, servers)],
             "products": [{"id": "job", "operations": operations, "routing": ways}],
-            "sources": [{"id": "customers", "products": {"job": 1}, "interarrival": poisson(total)}],
+            "sources": [{"id": "customers", "products": {"job": 1}, "interarrival": exponential(1 / total)}],
         }
     )
 
@@ -240,8 +240,8 @@ def unreliable_line(
     jobs: int = 10_000,
 ) -> Factory:
     "A saturated line of equal machines with exponential times to failure and to repair."
-    times = {name: {"distribution": "exponential", "mean": mean} for name, mean in (("mtbf", mtbf), ("mttr", mttr))}
-    return line([work] * machines, [places] * (machines - 1), jobs, times | {"clock": clock})
+    failure = {"mtbf": exponential(mtbf), "mttr": exponential(mttr), "clock": clock}
+    return line([work] * machines, [places] * (machines - 1), jobs, failure)
 
 # %% ../../nbs/twin/70_validation.ipynb #e92f7d9e
 def flow_shop_times(
@@ -322,7 +322,7 @@ def law_job_shop() -> Factory:
         }
     )
 
-# %% ../../nbs/twin/70_validation.ipynb #2d74620c
+# %% ../../nbs/twin/70_validation.ipynb #0cfcd4d7
 @dataclass(frozen=True)
 class Case:
     "Something that is known exactly, and the plant in which it must come out."
@@ -333,7 +333,7 @@ class Case:
     figure: str = "lead_time_mean"  # of the key figures
     start: float = 0.0  # s
     end: float = 20_000.0  # s
-    n: int = 20  # replications
+    n: int = 20  # replications, even
     sharp: float = 0.03  # half the interval at most, as a share
     slack: float = 0.0  # what the model itself may differ by, parts for a fluid, say
 
@@ -343,46 +343,44 @@ def run_case(
     seed: int = 0,
     engine: str = "auto",
     **more: Any,  # of `replicate`
-) -> dict[str, Any]:  # name, exact, simulated, low, high, holds
+) -> dict[str, Any]:  # case, exact, simulated, low, high, holds
     "Replicate, and compare with what is known."
     window = {"start": case.start, "end": case.end, "until": case.end}
-    runs = replicate(case.factory, n=case.n, seed=seed, engine=engine, **window, **more)
-    values = runs[case.figure].values / (3600 if case.figure == "throughput_rate" else 1)
+    runs = replicate(case.factory, n=case.n, seed=seed, engine=engine, antithetic=True, **window, **more)
+    values = pair_means(runs[case.figure].values[None])[0] / (3600 if case.figure == "throughput_rate" else 1)
     return {"case": case.name} | check(values, case.exact, case.sharp, case.slack)
 
-# %% ../../nbs/twin/70_validation.ipynb #b6e19a2c
+# %% ../../nbs/twin/70_validation.ipynb #989dd39a
 def cases() -> dict[str, Case]:
     "By name, all but those that a recursion gives exactly."
     return {case.name: case for case in (*_queues(), *_lines(), *_unreliable())}
 
 
 def _queues() -> Iterator[Case]:
-    long = {"start": 500.0, "end": 40_000.0, "n": 40}
-    yield Case("M/M/1, W", queue(0.8), queue_figures(0.8)["W"], **long, sharp=0.04)
-    yield Case("M/M/1, L", queue(0.8), queue_figures(0.8)["L"], "wip_mean", **long, sharp=0.04)
+    def case(name, plant, exact, figure="W", end=20_000.0, n=24, sharp=0.07):
+        known = {"W": "lead_time_mean", "L": "wip_mean"}[figure]
+        return Case(f"{name}, {figure}", plant, exact[figure], known, 400.0, end, n, sharp)
+
+    yield from (case("M/M/1", queue(0.8), queue_figures(0.8), figure) for figure in ("W", "L"))
     for c in (2, 3, 5):
-        figures = queue_figures(0.8 * c, servers=c)
-        yield Case(f"M/M/{c}, W", queue(0.8 * c, servers=c), figures["W"], **(long | {"end": 40_000 / c}), sharp=0.04)
-    kinds = {"deterministic": 1, "Erlang-2": {"distribution": "gamma", "mean": 1, "cv": math.sqrt(1 / 2)}}
-    kinds["lognormal, cv 2"] = {"distribution": "lognormal", "mean": 1, "cv": 2}
-    for (name, work), cv, n in zip(kinds.items(), (0, math.sqrt(1 / 2), 2), (20, 30, 100)):
-        figures = queue_figures(0.8, cv=cv)
-        yield Case(f"M/G/1 {name}, W", queue(0.8, work), figures["W"], **(long | {"n": n}), sharp=0.06)
-    failure = {"mtbf": poisson(1 / 100), "mttr": poisson(1 / 10)}
+        yield case(f"M/M/{c}", queue(0.8 * c, servers=c), queue_figures(0.8 * c, servers=c), end=20_000 / c)
+    erlang = {"distribution": "gamma", "mean": 1, "cv": math.sqrt(1 / 2)}
+    lognormal = {"distribution": "lognormal", "mean": 1, "cv": 2}
+    yield case("M/D/1", queue(0.8, 1), queue_figures(0.8, cv=0))
+    yield case("M/E2/1", queue(0.8, erlang), queue_figures(0.8, cv=math.sqrt(1 / 2)))
+    yield case("M/G/1, lognormal of cv 2", queue(0.8, lognormal), queue_figures(0.8, cv=2), n=40, sharp=0.15)
+    failure = {"mtbf": exponential(100), "mttr": exponential(10)}
     mean, cv = effective_work(1, 1, 100, 10)
-    broken = queue(0.8 / mean, failure=failure)
-    yield Case("M/M/1 that breaks, W", broken, queue_figures(0.8 / mean, mean, cv)["W"], **long, sharp=0.06)
-    yield Case("Jackson network, W", jackson(**JACKSON), jackson_figures(**JACKSON)["W"], **long, sharp=0.05)
+    rate = 0.8 / mean
+    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=30, sharp=0.12)
+    yield case("Jackson network", jackson(**JACKSON), jackson_figures(**JACKSON), end=10_000.0)
 
 
 def _lines() -> Iterator[Case]:
     def case(rates, places):
-        work = [poisson(rate) for rate in rates]
-        name = f"{len(rates)} exponential stations, places {'/'.join(map(str, places))}"
-        if set(rates) != {1}:
-            name += f", rates {'/'.join(map(str, rates))}"
-        plant = line(work, places, 12_000)
-        return Case(name, plant, line_rate(rates, places), "throughput_rate", 200.0, 9_000.0, sharp=0.01)
+        plant, exact = line([exponential(1 / rate) for rate in rates], places, 5_000), line_rate(rates, places)
+        name = f"line of {'/'.join(map(str, rates))} with {'/'.join(map(str, places))} places"
+        return Case(name, plant, exact, "throughput_rate", 100.0, 4_000.0, sharp=0.02)
 
     yield from (case([1, 1], [b]) for b in (0, 1, 5))
     yield case([1.2, 1], [3])
@@ -390,13 +388,13 @@ def _lines() -> Iterator[Case]:
 
 
 def _unreliable() -> Iterator[Case]:
-    window = {"figure": "throughput_rate", "start": 200.0, "end": 20_000.0, "sharp": 0.01}
+    def case(name, exact, slack, *model):
+        window = {"figure": "throughput_rate", "start": 200.0, "end": 8_000.0, "n": 24, "sharp": 0.035}
+        return Case(name, unreliable_line(*model, jobs=8_000), exact, **window, slack=slack)
+
     for n in (2, 5, 10):
-        plant = unreliable_line(n, jobs=21_000)
-        # when one stops, those after it still finish their part, and may break meanwhile: once in 200 times
-        yield Case(f"Buzacott, {n} machines", plant, buzacott_rate(*[0.1] * n), **window, slack=0.001)
+        yield case(f"Buzacott, {n} machines", buzacott_rate(*[0.1] * n), 0.0002 * n**2, n)
     for clock, n in itertools.product(("operating", "calendar"), (1, 5, 10, 20, 50)):
-        plant = unreliable_line(2, n, clock, jobs=21_000)
         ends = [two_machine_rate(n + more, 100, 10, clock) for more in (0, 1)]  # a part on the machine is half a place
-        name = f"two machines, {n} places, {clock} clock"
-        yield Case(name, plant, sum(ends) / 2, **window, slack=abs(ends[1] - ends[0]) / 2 + 2e-4)
+        name = f"two that break, {n} places, {clock} clock"
+        yield case(name, sum(ends) / 2, abs(ends[1] - ends[0]) / 2 + 2e-4, 2, n, clock)
