@@ -28,7 +28,7 @@ from . import cells as C
 
 # %% ../../nbs/twin/07_blueprint.ipynb #019671e3
 _32 = 0xFFFFFFFF
-_COMPILED = not config.DISABLE_JIT
+_COMPILED = not getattr(config, "DISABLE_JIT", 0)
 
 
 @kernel

@@ -18,22 +18,22 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
            'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
            'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
-           'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'break_down', 'repaired',
+           'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'injure', 'repaired',
            'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
            'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
            'show_all', 'end', 'give_plan_up', 'begin_run', 'why_not_fast', 'FastSimulation', 'known_blueprint',
            'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room', 'set_rows', 'sort_many', 'drain',
-           'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'word', 'trace_of', 'state_of', 'publish', 'ask_for_maintenance', 'break_machine', 'follow_rule', 'mirror',
+           'give_up']
 
 # %% ../../nbs/twin/10_fast.ipynb #56f14178
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastcore.basics import patch
 
-from ..core.compiled import kernel
+from ..core.compiled import FrontIndices, kernel
 from ..core.errors import SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Machine
@@ -46,6 +46,9 @@ from .floor import Group, Part, Piece, Plant, Promised, Station, set_up
 from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
+
+if TYPE_CHECKING:
+    from dtwb.twin.fork import Snapshot
 
 # %% ../../nbs/twin/10_fast.ipynb #c0760871
 BUFFER_CHANGED = KIND["BufferChanged"]
@@ -71,7 +74,7 @@ SCHEDULE_CHANGED = KIND["ScheduleChanged"]
 SENSOR_READ = KIND["SensorRead"]
 SETUP_STARTED = KIND["SetupStarted"]
 STATUS_CHANGED = KIND["MachineStatusChanged"]
-quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: arrays are passed for free
+quick = kernel(_nrt=False, pipeline_class=FrontIndices)  # nothing is allocated, so no references are counted
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
@@ -1830,11 +1833,11 @@ def renew(N, F, m, x):
 
 @quick
 def fail(N, F, R, m, x):
-    break_down(N, F, R, m, x, N[x + C.X_CAUSE], F[x + C.X_MTTR], draw(N, F, N[x + C.X_REPAIRS]))
+    injure(N, F, R, m, x, N[x + C.X_CAUSE], F[x + C.X_MTTR], draw(N, F, N[x + C.X_REPAIRS]))
 
 
 @quick
-def break_down(N, F, R, m, x, cause, expected, repair):
+def injure(N, F, R, m, x, cause, expected, repair):
     "The machine breaks, by one of its modes, or (x = 0) by what somebody made up."
     if N[m + C.M_RUNNING]:
         interrupt(N, F, R, m, cause)
@@ -2180,7 +2183,7 @@ def happen(N, F, R, code, a, b):
         if x and not repair > 0:
             fail(N, F, R, a, x)
         else:
-            break_down(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
+            injure(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
     elif code == C.ORDER:
         due = F[a + C.Q_DUE] if F[a + C.Q_DUE] < np.inf else np.nan
         quantity = float(N[a + C.Q_QUANTITY])
@@ -2506,10 +2509,11 @@ class FastSimulation:
         self.names, self.objects = blue.names, list(blue.objects)
         self.chunks: list[np.ndarray] = []  # of the trace, whole instants
         self.how: str | None = None  # how it ended
-        self._folded, self._published, self._alarms = None, 0, 0
+        self._folded: tuple[int, FactoryState] | None = None
+        self._published, self._alarms = 0, 0
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
-        self.R = np.empty(blue.room.get("rows", 4097) if record else 2, TRACE)
+        self.R = np.empty(blue.room.get("rows", 1 << 14) if record else 2, TRACE)
         self.N[C.RECORD] = record
         set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
@@ -2521,6 +2525,20 @@ class FastSimulation:
     @property
     def now(self) -> float:  # s
         return float(self.F[C.NOW])
+
+    @property
+    def trace(self) -> Trace:
+        "What has happened so far, in the agreed order."
+        return trace_of(self)
+
+    @property
+    def events(self) -> list[Event]:
+        "What has happened so far, as objects."
+        return list(self.trace.events)
+
+    def state(self) -> FactoryState:  # the caller's own
+        "The state now, with all events of this instant so far."
+        return state_of(self)
 
     @property
     def counts(self) -> dict[str, int]:  # kind of event -> how many
@@ -2569,6 +2587,46 @@ class FastSimulation:
         return Run(
             self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine, disturbances, self.antithetic
         )
+
+    def request_maintenance(
+        self,
+        machine: str,  # its id
+        reason: str,
+    ) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
+        "Maintain a machine as soon as it is not working; it will be as good as new."
+        ask_for_maintenance(self, machine, reason)
+
+    def break_down(
+        self,
+        machine: str,  # its id
+        repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
+        cause: str = "injected",  # one of its modes of failure, or any other word
+    ) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
+        "Break a machine now."
+        break_machine(self, machine, repair, cause)
+
+    def set_rule(
+        self,
+        rule: str,  # a name in `RULES`
+        reason: str = "another rule",
+    ) -> None:
+        "Dispatch by another rule from now on; a plan that is being followed is given up."
+        follow_rule(self, rule, reason)
+
+    dispatch = set_rule
+
+    def snapshot(self) -> "Snapshot":
+        "The run as it is now, to be saved, gone on with, or forked; it goes on unchanged."
+        from dtwb.twin.fork import take_snapshot  # it stands on this notebook
+
+        return take_snapshot(self)
+
+    @classmethod
+    def resume(cls, snapshot: "Snapshot") -> "FastSimulation":
+        "Go on from a snapshot, exactly."
+        from dtwb.twin.fork import resumed
+
+        return resumed(snapshot)
 
     def _go(self, limit: float, instants: int = C.NEVER) -> int:
         "Let the kernel run; make room where it needs some."
@@ -2688,14 +2746,19 @@ def remember_room(sim: FastSimulation) -> None:
     _room(blue)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
-    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
+    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 8, _stock(N)) + rows[:, C.S_MARGIN] + 2)
     room = {name: min(int(N[at]), 1 << 16) for name, at in _SIZES.items()} | {"draws": draws}
-    if any(np.any(size > blue.room[name]) for name, size in room.items()) and draws.sum() < 1 << 21:
+    if any(np.any(size > blue.room[name]) for name, size in room.items()):
         blue.room |= {name: np.maximum(size, blue.room[name]) for name, size in room.items()}
         blue.template = None
     if N[C.RECORD]:
         total = sum(map(len, sim.chunks)) + 2 * int(N[C.ROWS_SLACK])
-        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 16))
+        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 22))
+
+
+def _stock(N: np.ndarray) -> int:
+    "The most numbers of one stream that are kept in stock."
+    return min(max((1 << 21) // max(int(N[C.N_STREAMS]), 1), 256), 1 << 15)
 
 
 _SIZES = {"parts": C.PARTS_MAX, "heap": C.HEAP_MAX, "nodes": C.NODES_MAX, "log": C.LOG_MAX}
@@ -2708,8 +2771,9 @@ def make_room(sim: FastSimulation) -> None:
         raise crowded(mirror(sim))
     sort_many(sim)
     drain(sim)
-    if N[C.ROWS] > N[C.ROWS_ENOUGH] // 2 or (N[C.RECORD] and len(sim.R) < 1 << 18):
-        rows = np.zeros(2 * len(sim.R), TRACE)
+    if N[C.ROWS] > N[C.ROWS_ENOUGH]:
+        total = sum(map(len, sim.chunks)) + int(N[C.ROWS])
+        rows = np.empty(min(max(2 * total, 1 << 14), 1 << 20) + 4 * int(N[C.ROWS] + N[C.ROWS_SLACK]), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
         sim.R = rows
         set_rows(sim)
@@ -2721,7 +2785,7 @@ def make_room(sim: FastSimulation) -> None:
     heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
     log = max(log, 2 * int(N[C.LOG_NEED] + N[C.LOG_SLACK]))
-    draws = np.where(short, np.minimum(made, 4096) + margin + 8, left)
+    draws = np.where(short, np.minimum(made, _stock(N)) + margin + 8, left)
     draws = np.maximum(draws, left)
     sim.N = lay_out(N, parts=parts, heap=heap, nodes=nodes, log=log, draws=draws)
     sim.F = sim.N.view(np.float64)
@@ -2750,10 +2814,11 @@ def drain(sim: FastSimulation) -> None:
     first, n = int(N[C.FIRST]), int(N[C.ROWS])
     if N[C.RECORD]:
         if first:
-            sim.chunks.append(R[:first].copy())
-            R[: n - first] = R[first:n].copy()
+            sim.chunks.append(R[:first])
+            sim.R = R[first:]
             N[[C.FIRST, C.ROWS]] = 0, n - first
             N[C.SORTED] -= first
+            set_rows(sim)
     at, end, words = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N]), []
     while at < end:
         kind = int(N[at])
@@ -2789,7 +2854,7 @@ def trace_of(sim: FastSimulation) -> Trace:
     now = sim.R[: sim.N[C.ROWS]].copy() if sim.N[C.RECORD] else sim.R[:0]
     now = now[np.argsort(now["time"], kind="stable")]
     now["time"] = sim.F[C.INSTANT]
-    rows = np.concatenate([*sim.chunks, now])
+    rows = sim.chunks[0] if len(sim.chunks) == 1 and not len(now) else np.concatenate([*sim.chunks, now])
     sim.chunks = [rows[: len(rows) - len(now)]]
     names = sim.names
     if len(rows) and rows["b"].min() < -1:  # visits for which there is no word yet
@@ -2801,29 +2866,16 @@ def trace_of(sim: FastSimulation) -> Trace:
     return Trace(rows, names, list(sim.objects))
 
 # %% ../../nbs/twin/10_fast.ipynb #3cc697a7
-@patch(as_prop=True)
-def trace(self: FastSimulation) -> Trace:
-    "What has happened so far."
-    return trace_of(self)
-
-
-@patch(as_prop=True)
-def events(self: FastSimulation) -> list[Event]:
-    "What has happened so far, as objects."
-    return list(trace_of(self).events)
-
-
-@patch
-def state(self: FastSimulation) -> FactoryState:  # the caller's own
-    "The state now, with all events of this instant so far."
-    drain(self)
-    done, state = self._folded or (0, initial_state(self.factory))
-    over = sum(map(len, self.chunks))
-    whole = trace_of(self)
+def state_of(sim: FastSimulation) -> FactoryState:  # the caller's own
+    "The state now: the fold of what has happened."
+    drain(sim)
+    done, state = sim._folded or (0, initial_state(sim.factory))
+    over = sum(map(len, sim.chunks))
+    whole = trace_of(sim)
     fold(whole[done:over].events, state)
-    self._folded = over, state
+    sim._folded = over, state
     now = fold(whole[over:].events, copy_state(state))
-    now.time = self.now
+    now.time = sim.now
     return now
 
 
@@ -2837,22 +2889,15 @@ def publish(sim: FastSimulation) -> None:
         sim._published = over
 
 # %% ../../nbs/twin/10_fast.ipynb #57e2deaa
-@patch
-def request_maintenance(
-    self: FastSimulation,
-    machine: str,  # its id
-    reason: str,
-) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
-    "Maintain a machine as soon as it is not working; it will be as good as new."
-    m, spec = _machine(self, machine)
+def ask_for_maintenance(sim: FastSimulation, machine: str, reason: str) -> None:
+    m, spec = _machine(sim, machine)
     if spec.maintenance is None:
-        raise SimulationError(
-            "this machine has no maintenance", f"machine {machine!r}", "give it a 'maintenance' with a duration"
-        )
-    if self.how is None and self.N[m + C.M_WANTED] < 0 and self.N[m + C.M_DOWN] != C.CARED_FOR:
-        self.N[m + C.M_WANTED] = word(self, reason)
-        touch(self.N, self.F, m)
-        push(self.N, self.F, self.now, C.WAKE, 0, 0, 0, 1)
+        what = "this machine has no maintenance"
+        raise SimulationError(what, f"machine {machine!r}", "give it a 'maintenance' with a duration")
+    if sim.how is None and sim.N[m + C.M_WANTED] < 0 and sim.N[m + C.M_DOWN] != C.CARED_FOR:
+        sim.N[m + C.M_WANTED] = word(sim, reason)
+        touch(sim.N, sim.F, m)
+        push(sim.N, sim.F, sim.now, C.WAKE, 0, 0, 0, 1)
 
 
 def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
@@ -2864,16 +2909,9 @@ def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
     return int(sim.N[C.MACHINES]) + k * C.MACHINE, sim.factory.machines[k]
 
 
-@patch
-def break_down(
-    self: FastSimulation,
-    machine: str,  # its id
-    repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
-    cause: str = "injected",  # one of its modes of failure, or any other word
-) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
-    "Break a machine now."
-    m, spec = _machine(self, machine)
-    N, F, modes = self.N, self.F, spec.failure_modes
+def break_machine(sim: FastSimulation, machine: str, repair: float | None, cause: str) -> None:
+    m, spec = _machine(sim, machine)
+    N, F, modes = sim.N, sim.F, spec.failure_modes
     if N[m + C.M_DOWN]:
         what = "maintenance" if N[m + C.M_DOWN] == C.CARED_FOR else "failure"
         raise SimulationError(f"it is down already, for {what}", f"machine {machine!r}")
@@ -2882,7 +2920,7 @@ def break_down(
         raise SimulationError("it never fails, so nobody knows how long", f"machine {machine!r}", "give 'repair'")
     if repair is not None and not repair > 0:
         raise SimulationError(f"a repair takes some time, not {repair:g} s", "repair")
-    if self.how is not None:
+    if sim.how is not None:
         return
     if repair is None and k < 0:
         repair = modes[0].mttr.mean
@@ -2890,44 +2928,31 @@ def break_down(
             repair = float(draw(N, F, N[N[m + C.M_MODES] + C.X_REPAIRS]))
     h = int(N[C.BREAKS] + N[C.BREAK_N] % C.MAX_INJURIES * C.INJURY)
     N[h + C.H_MODE] = N[m + C.M_MODES] + k * C.FAILURE if k >= 0 else 0
-    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(self, cause), math.nan if repair is None else repair
-    push(N, F, self._next_moment(), C.BREAK, m, N[C.BREAK_N], 0, 1)
+    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(sim, cause), math.nan if repair is None else repair
+    push(N, F, _next_moment(sim), C.BREAK, m, N[C.BREAK_N], 0, 1)
     N[C.BREAK_N] += 1
 
 
-@patch
-def _next_moment(self: FastSimulation) -> float:  # s
+def _next_moment(sim: FastSimulation) -> float:  # s
     "Now, or, where something has started now already, the next moment that can be told from it."
-    drain(self)
-    started = self.N[C.ROWS] > 0 and self.F[C.INSTANT] == self.now
-    return math.nextafter(self.now, math.inf) if started else self.now
+    drain(sim)
+    started = sim.N[C.ROWS] > 0 and sim.F[C.INSTANT] == sim.now
+    return math.nextafter(sim.now, math.inf) if started else sim.now
 
 
-@patch
-def set_rule(
-    self: FastSimulation,
-    rule: str,  # a name in `RULES`
-    reason: str = "another rule",
-) -> None:
-    "Dispatch by another rule from now on; a plan that is being followed is given up."
+def follow_rule(sim: FastSimulation, rule: str, reason: str) -> None:
     find_rule(rule)
     if rule not in C.FAST_RULES:
         raise SimulationError("a rule of your own is called for each choice", "engine 'fast'", "take 'simpy'")
-    if self.how is not None:
+    if sim.how is not None:
         return
-    N = self.N
+    N = sim.N
     N[C.RULE] = C.FAST_RULES.index(rule)
     if N[C.PLANNED]:
-        give_plan_up(N, self.F, np.array(_alive(self), np.int64))
+        give_plan_up(N, sim.F, np.array(_alive(sim), np.int64))
     for k in range(int(N[C.N_MACHINES])):
-        touch(N, self.F, int(N[C.MACHINES]) + k * C.MACHINE)
-    say_plan(self, reason, Schedule())
-
-
-@patch
-def dispatch(self: FastSimulation, rule: str, reason: str) -> None:
-    "Give the plan up: from now on the rule decides."
-    self.set_rule(rule, reason)
+        touch(N, sim.F, int(N[C.MACHINES]) + k * C.MACHINE)
+    say_plan(sim, reason, Schedule())
 
 
 def _alive(sim: FastSimulation) -> list[int]:
