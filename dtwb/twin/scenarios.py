@@ -122,7 +122,8 @@ def run_replications(
     dict[str, tuple[dict[str, np.ndarray], list[str]]], str
 ]:  # name -> (figures, how); what stopped it, or nothing
     "Every scenario with every draw: the same luck for all of them."
-    size = min(250, max(1, len(draws) // (16 * (workers or available_cores()))))
+    least = 1 if len(scenarios) <= 8 else 6  # a plant that is not the last one has to be got ready again
+    size = min(250, max(least, len(draws) // (16 * (workers or available_cores()))))
     chunks = [draws[i : i + size] for i in range(0, len(draws), size)]
 
     def report(done: int, _: int) -> None:
