@@ -2264,6 +2264,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dtwb.twin.estimation.Sample': ('twin/estimation.html#sample', 'dtwb/twin/estimation.py'),
                                       'dtwb.twin.estimation.Sample.__len__': ( 'twin/estimation.html#sample.__len__',
                                                                                'dtwb/twin/estimation.py'),
+                                      'dtwb.twin.estimation.Sample.__post_init__': ( 'twin/estimation.html#sample.__post_init__',
+                                                                                     'dtwb/twin/estimation.py'),
                                       'dtwb.twin.estimation.Sample.of_values': ( 'twin/estimation.html#sample.of_values',
                                                                                  'dtwb/twin/estimation.py'),
                                       'dtwb.twin.estimation.Sample.seen': ('twin/estimation.html#sample.seen', 'dtwb/twin/estimation.py'),
