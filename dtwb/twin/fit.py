@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..core.errors import SimulationError
 from ..core.events import Event
 from ..core.factory import Factory, operation_of, parse_factory
 from .estimation import FEW, Fit, Sample, fit_distribution, plot_qq
+from .plant_log import open_log
 
 # %% ../../nbs/twin/66_fit.ipynb #fb38df09
 @dataclass
@@ -326,7 +328,7 @@ class FitReport:
 
 # %% ../../nbs/twin/66_fit.ipynb #29319a3f
 def fit_factory(
-    logs: Any,  # the events of a run, an imported log, or a list of such
+    logs: Any,  # a run, its events, an imported log, a file, or a list of such
     template: Factory | None = None,  # the factory as far as it is known
     *,
     name: str = "fitted",
@@ -358,12 +360,20 @@ def fit_factory(
 
 
 def _logs(logs: Any) -> list[Any]:
+    if isinstance(logs, str | Path):
+        return [open_log(logs)]
     if hasattr(logs, "events"):
         return [logs]
+    if not isinstance(logs, Iterable):
+        raise SimulationError(
+            f"{type(logs).__name__} is no log", "fit_factory", "give a run, its events, a file, or a list"
+        )
     logs = list(logs)
     if not logs:
         raise SimulationError("there are no events", "fit_factory")
-    return [logs] if isinstance(logs[0], Event) else logs
+    if isinstance(logs[0], Event):
+        return [logs]
+    return [each for log in logs for each in _logs(log)]
 
 # %% ../../nbs/twin/66_fit.ipynb #9a0bbf8c
 def _fit_all(

@@ -435,12 +435,18 @@ def import_log(
     }
     story = _tell(pieces, words, factory, "status" in mapping or "lifecycle" in mapping, wrong)
     events = in_order(story.events)
+    if not any(isinstance(e, ev.OperationStarted | ev.MachineFailed | ev.MaintenanceStarted) for e in events):
+        row, column, what, value, _ = sorted(wrong.rows)[0] if wrong.rows else (2, "", "no row", "", "")
+        first = f"row {row}, {column}: {what} {value!r}; the first of {len(wrong.rows)} findings"
+        raise SimulationError("nothing in it can be used", source if isinstance(source, str | Path) else "table", first)
     fold(events, initial_state(factory) if factory else None)  # it can have happened
     return ImportedLog(events, wrong.table, zero, factory, frozenset(story.doubts))
 
 
 def _check_mapping(mapping: Mapping[str, str], frame: pd.DataFrame, source: Any) -> None:
     where = "the table" if isinstance(source, pd.DataFrame) else source
+    if not len(frame.columns):
+        raise SimulationError("it is empty", where)
     for key, column in mapping.items():
         if key not in COMMON:
             raise SimulationError(f"nothing is called {key!r}", "the mapping", f"known: {', '.join(COMMON)}")
