@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from conftest import ROOT
 
 from dtwb.core.factory import Factory, parse_factory
 from dtwb.scheduling.problem import Problem, verify, violations
@@ -101,7 +102,7 @@ def test_what_a_rule_plans_comes_out_to_the_last_bit(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4])
     verify(problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
+    run = simulate(factory, plan.schedule, disturbances=False)
     assert run.how == "finished"
     assert rows(run.schedule) == rows(plan.schedule)
 
@@ -111,8 +112,26 @@ def test_what_the_solver_plans_comes_out_to_the_last_bit(seed):
     factory = plant(seed)
     plan = solve(Problem.from_factory(factory), "weighted_tardiness + 0.1*makespan", time_limit=1)
     verify(plan.problem, plan)
-    run = simulate(factory, plan.schedule, disturbances=False, engine="simpy")
+    run = simulate(factory, plan.schedule, disturbances=False)
     assert rows(run.schedule) == rows(plan.schedule)
+
+
+def test_the_plan_of_the_assembly_cell_comes_out_and_waits_for_vehicles_alone():
+    cell = Factory.load(ROOT / "data/factories/assembly_cell.yaml")
+    on_foot = cell.transport.model_copy(update={"vehicles": None, "handling": 15.0})
+    for factory in (cell.model_copy(update={"transport": on_foot}), cell):
+        problem = Problem.from_factory(factory)
+        plan = dispatch(problem, "edd")
+        verify(problem, plan)
+        run = simulate(factory, plan.schedule, disturbances=False)
+        assert run.how == "finished" and run.engine == "simpy"
+        planned, done = rows(plan.schedule), rows(run.schedule)
+        if factory is cell:
+            assert all(done[key][1] >= start for key, (_, start, _) in planned.items())
+            assert done != planned
+        else:
+            assert done == planned
+        assert simulate(factory, plan.schedule, seed=1).how == "finished"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -122,7 +141,7 @@ def test_no_delay_locks_up_a_plan(seed):
     problem = Problem.from_factory(factory)
     plan = dispatch(problem, policies(problem)[seed % 4]).schedule
     for luck in range(3):
-        assert simulate(factory, plan, seed=luck, engine="simpy").how == "finished"
+        assert simulate(factory, plan, seed=luck).how == "finished"
 
 
 @pytest.mark.parametrize("seed", [7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19])
@@ -142,3 +161,13 @@ def test_any_moment_is_read_so_well_that_the_rest_of_the_plan_is_met(seed):
         assert sim.how == "finished"
         done = rows(executed_schedule(sim.events))
         assert all(done[key][1] <= start + 1e-6 for key, (_, start, _) in rows(rest.schedule).items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_engines_carry_out_a_plan_in_the_same_way(seed):
+    factory = plant(seed, rich=False)
+    problem = Problem.from_factory(factory)
+    plan = dispatch(problem, policies(problem)[seed % 4]).schedule
+    for luck in range(2):
+        one, other = (simulate(factory, plan, seed=luck, engine=engine) for engine in ("simpy", "fast"))
+        assert one.trace.hash == other.trace.hash
