@@ -33,7 +33,7 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=list(Health
 
 
 # the others, and all again, in nbs/twin/70_validation
-SOME = [name for name in CASES if name.startswith(("M/M/3", "M/M/1 that", "Jackson", "line of", "Buzacott, 5"))]
+SOME = [name for name in CASES if name.startswith(("M/M/1 that", "line of 1/1/1 with", "Buzacott, 2"))]
 SOME += [f"two that break, 10 places, {clock} clock" for clock in ("operating", "calendar")]
 
 
@@ -92,10 +92,10 @@ def test_littles_law_holds_in_every_run(engine, factory, rule, seed, share):
 
 def test_laws_job_shop():
     """17.86 +- .42 h over 1,000 replications (Law); one year differs from another by 6.7 h."""
-    runs = replicate(law_job_shop(), n=20, seed=5, until=LAW_YEAR, end=LAW_YEAR, engine="fast", executor="serial")
+    runs = replicate(law_job_shop(), n=16, seed=5, until=LAW_YEAR, end=LAW_YEAR, engine="fast", executor="serial")
     delays = runs.lead_time_mean.values / 3600 - LAW_WORK
     mean, half = interval(delays)
-    assert half < 8 and abs(mean - 17.86) < half + 0.42
+    assert half < 9 and abs(mean - 17.86) < half + 0.42
 
 
 @pytest.mark.parametrize("engine", ENGINES)

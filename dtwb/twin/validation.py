@@ -358,22 +358,22 @@ def cases() -> dict[str, Case]:
 
 
 def _queues() -> Iterator[Case]:
-    def case(name, plant, exact, figure="W", end=20_000.0, n=24, sharp=0.09):
+    def case(name, plant, exact, figure="W", end=12_000.0, n=24, sharp=0.12):
         known = {"W": "lead_time_mean", "L": "wip_mean"}[figure]
         return Case(f"{name}, {figure}", plant, exact[figure], known, 400.0, end, n, sharp)
 
     yield from (case("M/M/1", queue(0.8), queue_figures(0.8), figure) for figure in ("W", "L"))
     for c in (2, 3, 5):
-        yield case(f"M/M/{c}", queue(0.8 * c, servers=c), queue_figures(0.8 * c, servers=c), end=20_000 / c)
+        yield case(f"M/M/{c}", queue(0.8 * c, servers=c), queue_figures(0.8 * c, servers=c), end=12_000 / c)
     erlang = {"distribution": "gamma", "mean": 1, "cv": math.sqrt(1 / 2)}
     lognormal = {"distribution": "lognormal", "mean": 1, "cv": 2}
     yield case("M/D/1", queue(0.8, 1), queue_figures(0.8, cv=0))
     yield case("M/E2/1", queue(0.8, erlang), queue_figures(0.8, cv=math.sqrt(1 / 2)))
-    yield case("M/G/1, lognormal of cv 2", queue(0.8, lognormal), queue_figures(0.8, cv=2), n=40, sharp=0.2)
+    yield case("M/G/1, lognormal of cv 2", queue(0.8, lognormal), queue_figures(0.8, cv=2), n=32, sharp=0.25)
     failure = {"mtbf": exponential(100), "mttr": exponential(10)}
     mean, cv = effective_work(1, 1, 100, 10)
     rate = 0.8 / mean
-    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=30, sharp=0.14)
+    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=24, sharp=0.2)
     yield case("Jackson network", jackson(**JACKSON), jackson_figures(**JACKSON), end=10_000.0)
 
 
