@@ -24,7 +24,7 @@ from dtwb.core.factory import Factory, operation_of, parse_factory
 from dtwb.core.state import fold, initial_state
 from dtwb.twin import logs
 from dtwb.twin.fit import between_failures, causes, fit_factory, measure
-from dtwb.twin.kpis import executed
+from dtwb.twin.kpis import executed, kpis
 from dtwb.twin.logs import LogFile, read_csv, read_parquet, replay, write_csv, write_parquet
 from dtwb.twin.mining import write_ocel, write_xes
 from dtwb.twin.plant_log import import_log
@@ -308,6 +308,9 @@ def test_any_table_is_imported_or_refused_and_what_is_imported_can_have_happened
     state = fold(log.events, initial_state(plant) if known else None)
     assert replay(log, plant if known else None).counts == state.counts
     assert set(log.findings.row) <= set(range(2, len(rows) + 2))
+    if any(isinstance(e, ev.OperationStarted) for e in log):
+        fitted, _ = fit_factory(log, bootstrap=0)
+        kpis(log.events, plant if known else fitted)
     assert state.counts["finished"] + state.counts["scrapped"] <= state.counts["released"]
 
 

@@ -12,19 +12,20 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
            'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'line_up', 'step_out',
            'stop_waiting', 'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place',
-           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
-           'stands_before', 'move_one', 'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once',
-           'open_or_wake', 'open_for', 'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due',
-           'goes_first', 'startable', 'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group',
-           'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in',
-           'enter', 'log_route', 'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes',
-           'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
-           'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
-           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'give_plan_up', 'begin_run',
-           'why_not_fast', 'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room',
-           'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'entry_of',
+           'comes_in', 'stands_before', 'move_one', 'who_goes_first', 'first_held', 'takes_from', 'set_out', 'rest_of',
+           'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for', 'open_so_long', 'pick',
+           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
+           'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
+           'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
+           'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'break_down', 'repaired',
+           'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
+           'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
+           'show_all', 'end', 'give_plan_up', 'begin_run', 'why_not_fast', 'FastSimulation', 'known_blueprint',
+           'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room', 'set_rows', 'sort_many', 'drain',
+           'word', 'trace_of', 'publish', 'mirror', 'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #4d78b064
+# %% ../../nbs/twin/10_fast.ipynb #56f14178
 import math
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #00ac0a21
+# %% ../../nbs/twin/10_fast.ipynb #c0760871
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -74,7 +75,7 @@ quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: array
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #378854a8
+# %% ../../nbs/twin/10_fast.ipynb #f737ae72
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -183,7 +184,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #25e5e2a7
+# %% ../../nbs/twin/10_fast.ipynb #ab3c6531
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -361,7 +362,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #c38faf16
+# %% ../../nbs/twin/10_fast.ipynb #2471e498
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -424,7 +425,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #e0b589db
+# %% ../../nbs/twin/10_fast.ipynb #9676fb16
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -650,23 +651,28 @@ def has_room(N, m):
 
 
 @quick
-def has_place(N, p, m):
+def has_place(N, p, m, follower):
+    "Whether there is one, where the follower will go directly then."
     if not has_room(N, m) and N[p + C.P_COUNTED] != m:
         return False
     b = N[m + C.M_BUFFER]
     if N[m + C.M_LIMITED] == 0 or N[p + C.P_BUFFER] == b:
         return True
-    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p)
+    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p, follower)
 
 
 @quick
 def is_next(N, m, p):
-    "Whether the part is planned to be the next on the machine."
-    g = N[m + C.M_SEQUENCE]
+    "Whether the part is the next of the machine's sequence; of those that its free servers take next."
+    g, n = N[m + C.M_SEQUENCE], max(1, N[m + C.M_CAPACITY] - N[m + C.M_BUSY] - N[m + C.M_HELD])
     if g == 0 or N[p + C.P_FREE]:
         return False
     y = plan_of(N, p)
-    return y > 0 and N[y + C.Y_GROUP] == g
+    while g and n > 0:
+        if y and N[y + C.Y_GROUP] == g:
+            return True
+        g, n = N[g + C.G_AFTER], n - 1
+    return False
 
 
 @quick
@@ -729,23 +735,31 @@ def first_with_a_place(N, F, m):
     if N[m + C.M_LIMITED] == 0 or not has_room(N, m) or N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY]:
         return 0
     p = N[m + C.M_INBOUND]
-    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p)):
+    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p, 0)):
         p = N[p + C.P_AFTER]
     return p
 
 
 @quick
-def is_in_turn(N, b, p):
-    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+def is_in_turn(N, b, p, follower):
+    "Whether the plan has room for the part now, before all but the follower: see `core.schedule`, promised places."
     if N[b + C.B_ENTRIES] == 0 or N[p + C.P_FREE]:
         return True
-    y = plan_of(N, p)
-    k = N[y + C.Y_ENTRY] if y else -1
+    k, last = entry_of(N, b, p), entry_of(N, b, follower) if follower else -1
     for j in range(N[b + C.B_ENTERING], k):
         entry = N[b + C.B_ENTRY] + j * C.ENTRY
-        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0:
+        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0 and j != last:
             return False
     return True
+
+
+@quick
+def entry_of(N, b, p):
+    "The place of the part's next visit among those that the buffer's plan lets in; -1: it has none."
+    y = 0 if N[p + C.P_FREE] else plan_of(N, p)
+    if y == 0 or N[N[N[y + C.Y_GROUP] + C.G_MACHINE] + C.M_BUFFER] != b:
+        return -1
+    return N[y + C.Y_ENTRY]
 
 
 @quick
@@ -797,17 +811,56 @@ def move_one(N, F, R, any_place):
         return 1
     if placed == 0:
         return 0
-    m = N[placed + C.P_TOWARDS]
-    if N[C.PLANNED] and is_next(N, m, placed):  # once what holds m has gone, this one needs no place
-        other = 0
-        for h in range(N[m + C.M_HELD]):
-            p = N[N[m + C.M_HOLDS] + h]
-            if p != placed and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
-                if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
-                    other = p
-        placed = other if other else placed
-    set_out(N, F, R, placed, N[placed + C.P_TOWARDS], 0)
+    p = who_goes_first(N, F, placed) if N[C.PLANNED] else placed
+    set_out(N, F, R, p, N[p + C.P_TOWARDS], 0)
     return 2
+
+
+@quick
+def who_goes_first(N, F, p):
+    """Once the part that holds the machine has gone, the next of its sequence needs no place: so that one goes first.
+    So does one for the last place whose machine then takes a part from there: there is a place again."""
+    m = N[p + C.P_TOWARDS]
+    b = N[m + C.M_BUFFER]
+    if is_next(N, m, p):
+        other = first_held(N, F, m, p, 0)
+        if other:
+            return other
+    if N[b + C.B_LEVEL] == N[b + C.B_CAPACITY] - 1 and N[p + C.P_BUFFER] != b:
+        for k in range(N[b + C.B_MACHINES]):
+            n = N[N[b + C.B_MACHINE] + k]
+            if N[n + C.M_HELD] == 1 and takes_from(N, F, n, b):
+                other = first_held(N, F, n, p, b)
+                if other:
+                    return other
+    return p
+
+
+@quick
+def first_held(N, F, m, p, b):
+    "The first of the parts on `m` that may go, and to a place (before `b`, if that isn't 0), where `p` follows it directly."
+    first = 0
+    for h in range(N[m + C.M_HELD]):
+        q = N[N[m + C.M_HOLDS] + h]
+        to = N[q + C.P_TOWARDS]
+        if q != p and N[q + C.P_TURN] and to and F[q + C.P_GOES] <= F[C.NOW]:
+            if (b == 0 or (N[to + C.M_LIMITED] and N[to + C.M_BUFFER] == b)) and has_place(N, q, to, p):
+                if first == 0 or stands_before(N, F, q, first):
+                    first = q
+    return first
+
+
+@quick
+def takes_from(N, F, m, b):
+    "Whether all that the machine takes next stands in these places, and it is time."
+    g = N[m + C.M_SEQUENCE]
+    if g == 0 or N[m + C.M_DOWN] or N[m + C.M_WANTED] >= 0 or N[m + C.M_CHOSEN] or F[g + C.G_START] > F[C.NOW]:
+        return False
+    for k in range(N[g + C.G_N]):
+        p = N[N[N[N[g + C.G_KEYS] + k] + C.Y_JOB] + C.J_PART]
+        if p <= 0 or N[p + C.P_BUFFER] != b or not is_there(N, F, p, m):
+            return False
+    return True
 
 
 @quick
@@ -855,7 +908,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #6f12975b
+# %% ../../nbs/twin/10_fast.ipynb #3c9c3108
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -953,7 +1006,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #cf1d839e
+# %% ../../nbs/twin/10_fast.ipynb #ba3431e6
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -1228,7 +1281,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #824eafb8
+# %% ../../nbs/twin/10_fast.ipynb #7655be1f
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1889,7 +1942,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #d32ae82b
+# %% ../../nbs/twin/10_fast.ipynb #91671bc5
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2222,7 +2275,7 @@ def run(N, F, R):
                         return C.NEEDS
                     moved = move_one(N, F, R, N[C.MOVED] == 0)
                     if moved == 1:
-                        N[C.MOVED] = 1
+                        N[C.MOVED], N[C.CURSOR] = 1, 1 << 30  # no machine is looked at in between
                         continue
                     if moved == 0 and N[C.MOVED] == 0:
                         break
@@ -2273,7 +2326,7 @@ def in_a_circle(N, F, m):
             if N[p + C.P_TURN] == 0 or to == 0 or F[p + C.P_GOES] > F[C.NOW]:
                 return False
             b = N[to + C.M_BUFFER]
-            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p):
+            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p, 0):
                 return False
             many = N[b + C.B_MACHINES] if N[to + C.M_LIMITED] and N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY] else 0
             for i in range(-1, many):
@@ -2377,7 +2430,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #9a40e72e
+# %% ../../nbs/twin/10_fast.ipynb #c4b8f265
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2411,7 +2464,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #fb2c19cd
+# %% ../../nbs/twin/10_fast.ipynb #438bf626
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2540,7 +2593,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #36c076ec
+# %% ../../nbs/twin/10_fast.ipynb #d2ef97a4
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2675,7 +2728,7 @@ def make_room(sim: FastSimulation) -> None:
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #529b180b
+# %% ../../nbs/twin/10_fast.ipynb #b731b042
 def set_rows(sim: FastSimulation) -> None:
     "Tell the kernel how much room there is for its rows."
     N, rows = sim.N, len(sim.R) - 1
@@ -2747,7 +2800,7 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #9e4d1087
+# %% ../../nbs/twin/10_fast.ipynb #3cc697a7
 @patch(as_prop=True)
 def trace(self: FastSimulation) -> Trace:
     "What has happened so far."
@@ -2783,7 +2836,7 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #909f85b6
+# %% ../../nbs/twin/10_fast.ipynb #57e2deaa
 @patch
 def request_maintenance(
     self: FastSimulation,
@@ -2884,7 +2937,7 @@ def _alive(sim: FastSimulation) -> list[int]:
     alive = (row for row in rows if N[row + C.P_ALIVE])
     return sorted(alive, key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]))
 
-# %% ../../nbs/twin/10_fast.ipynb #46b81962
+# %% ../../nbs/twin/10_fast.ipynb #c7ba3208
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint

@@ -154,10 +154,11 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     plant.touched |= m.bit
     if len(m.holds) < m.capacity or m.wanted is not None or m.mask != m.bit:
         plant.marked |= m.mask
-    if m.by_work and not m.running:
-        k = min(m.by_work, key=m.left.__getitem__)
-        if m.left[k] <= 1e-9:
-            fail(plant, m, k)
+    if not m.running:
+        for k in m.by_work:
+            if m.left[k] <= 1e-9:
+                fail(plant, m, min(m.by_work, key=m.left.__getitem__))
+                break
 
 
 def _goes_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bool:
@@ -600,7 +601,7 @@ def show_statuses(plant: Plant) -> None:
     while touched:
         bit = touched & -touched
         touched ^= bit
-        m = plant.stations[bit.bit_length() - 1]
+        m = plant.at_bit[bit]
         if (new := status(plant, m)) is not m.status:
             show(plant, m, new)
 
