@@ -2896,6 +2896,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'dtwb.twin.scenarios.verdicts': ('twin/scenarios.html#verdicts', 'dtwb/twin/scenarios.py')},
             'dtwb.twin.scene': { 'dtwb.twin.scene.Scene': ('twin/scene.html#scene', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.Scene.__init__': ('twin/scene.html#scene.__init__', 'dtwb/twin/scene.py'),
+                                 'dtwb.twin.scene.Scene.__repr__': ('twin/scene.html#scene.__repr__', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.Scene._repr_html_': ('twin/scene.html#scene._repr_html_', 'dtwb/twin/scene.py'),
                                  'dtwb.twin.scene.Scene._repr_mimebundle_': ( 'twin/scene.html#scene._repr_mimebundle_',
                                                                               'dtwb/twin/scene.py'),
