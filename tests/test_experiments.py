@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -27,6 +27,7 @@ from dtwb.twin.scenarios import compare, comparison_sentence, holm, paired_diffe
 from dtwb.twin.selection import select_best, select_by_kn
 from dtwb.twin.simulation import simulate
 
+LOADED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 PLANT = Factory.load("data/factories/tile_plant.yaml")
 
 
@@ -62,7 +63,7 @@ def queue(rate=0.8):
 
 
 @given(st.sampled_from(LEAVES))
-@settings(deadline=None, max_examples=60)
+@settings(LOADED, max_examples=60)
 def test_every_number_of_a_factory_has_a_path(leaf):
     path, value = leaf
     assert value_at(PLANT, path) == value
@@ -153,7 +154,8 @@ def test_a_scenario_is_the_factory_that_it_makes():
     slower = Scenario("slower", [{"scale": "products.p.operations.o.modes.m.duration", "by": 1.1}])
     one = compare([slower], n=6, factory=queue(), seed=2, executor="serial")
     two = compare({"as it is": queue(), "slower": slower.apply(queue())}, n=6, seed=2, workers=2)
-    assert one.drop_vars("how").equals(two.drop_vars("how"))
+    three = compare({"as it is": queue(), "slower": {"scenario": slower}}, n=6, seed=2, executor="serial")
+    assert one.drop_vars("how").equals(two.drop_vars("how")) and one.drop_vars("how").equals(three.drop_vars("how"))
     assert verdicts(one).sel(kpi="lead_time_mean", scenario="slower") == "worse"
     assert "more mean lead time" in comparison_sentence(one, "lead_time_mean", "slower")
     assert common_luck_gain(one).sel(kpi="lead_time_mean", scenario="slower") > 5
@@ -172,6 +174,7 @@ def test_intervals_hold_together():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@LOADED
 def test_holm(p):
     order = sorted(range(len(p)), key=lambda i: p[i])
     expected, worst = [0.0] * len(p), 0.0
@@ -210,7 +213,7 @@ def test_stopped_work_keeps_what_was_done():
 
 
 @given(st.lists(st.floats(-100, 100), min_size=20, max_size=120))
-@settings(deadline=None)
+@LOADED
 def test_mser5_is_the_smallest_error(series):
     means = np.array(series[: len(series) // 5 * 5]).reshape(-1, 5).mean(1)
     brute = [np.var(means[d:]) / (len(means) - d) for d in range(len(means) - 3)]
@@ -232,7 +235,7 @@ def one_by_one(values, relative, look_ahead=5, least=3):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.05, 0.1, 0.2]), st.integers(1, 9))
-@settings(deadline=None, max_examples=40)
+@settings(LOADED, max_examples=20)
 def test_enough_is_enough_however_many_at_once(seed, relative, at_once):
     values = np.random.default_rng(seed).normal(10, 5, 2000)
     options = {"relative": relative, "most": 1000}
@@ -260,7 +263,7 @@ def kn_one_by_one(x, delta, alpha=0.05, first=10):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(1, 12), st.floats(0, 0.9))
-@settings(deadline=None, max_examples=40)
+@settings(LOADED, max_examples=40)
 def test_kn_is_kim_and_nelsons(seed, k, at_once, correlation):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(k, 3000)) * math.sqrt(1 - correlation) + rng.normal(size=3000) * math.sqrt(correlation)
@@ -288,7 +291,7 @@ SPANS = st.lists(st.lists(st.integers(0, 40), min_size=2, max_size=8, unique=Tru
 
 
 @given(SPANS)
-@settings(deadline=None, max_examples=80)
+@settings(LOADED, max_examples=50)
 def test_bottleneck_shares_by_a_clock_that_ticks(spans):
     names = [f"m{i}" for i in range(len(spans))]
     periods = {

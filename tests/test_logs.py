@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import jsonschema
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -20,12 +21,14 @@ from hypothesis import strategies as st
 from dtwb.core import events as ev
 from dtwb.core.errors import DtwbError
 from dtwb.core.events import in_order, log_hash
-from dtwb.core.factory import Factory, operation_of
+from dtwb.core.factory import Factory, operation_of, parse_factory
 from dtwb.core.state import fold, initial_state
 from dtwb.twin import logs
+from dtwb.twin.fit import between_failures, causes, fit_factory, measure
+from dtwb.twin.kpis import executed, kpis
 from dtwb.twin.logs import LogFile, read_csv, read_parquet, replay, write_csv, write_parquet
 from dtwb.twin.mining import write_ocel, write_xes
-from dtwb.twin.plant_log import import_log
+from dtwb.twin.plant_log import ImportedLog, import_log
 from dtwb.twin.plant_table import COLUMNS, work_rows, write_work
 from dtwb.twin.simulation import simulate
 
@@ -40,7 +43,9 @@ def plant():
 
 @pytest.fixture(scope="module")
 def run(plant):
-    return simulate(plant, seed=2)
+    """A day on which a failure interrupts work and the camera finds a defect."""
+    days = (simulate(plant, seed=seed) for seed in range(99))
+    return next(d for d in days if {"OperationInterrupted", "DefectDetected"} <= {e.kind for e in d.events})
 
 
 def named(value):
@@ -230,8 +235,6 @@ def test_an_interrupted_or_impossible_write_leaves_what_was_there(run, tmp_path)
 
 def test_what_others_make_of_our_columns_comes_back(run, tmp_path):
     """The table through pandas and back, columns in another order, one more and one less."""
-    import pandas as pd
-
     path = write_parquet(run.events, tmp_path / "run.parquet")
     frame = pd.read_parquet(path).drop(columns="exact")
     frame["mine"] = 1
@@ -270,6 +273,15 @@ def test_any_events_come_back_from_parquet_and_csv(tmp_path_factory, events):
             assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in row)
 
 
+def imported(frame, factory=None):
+    """The log; an empty one where nothing can be used, which is said."""
+    try:
+        return import_log(frame, factory=factory)
+    except DtwbError as e:
+        assert "nothing in it can be used" in str(e)
+        return ImportedLog([], pd.DataFrame({"row": []}), None)
+
+
 CELL = {
     "case": st.sampled_from(["A", "B", "C", "", "ä;,\n", "=A"]),
     "activity": st.sampled_from(
@@ -296,14 +308,15 @@ CELL = {
     columns=st.sets(st.sampled_from(["status", "quantity", "verdict", "outcome", "leave", "release"])),
 )
 def test_any_table_is_imported_or_refused_and_what_is_imported_can_have_happened(plant, rows, known, columns):
-    import pandas as pd
-
     frame = pd.DataFrame(rows)[["case", "activity", "resource", "start", "end", *sorted(columns)]]
-    log = import_log(frame, factory=plant if known else None)
+    log = imported(frame, plant if known else None)
     assert log.events == in_order(log.events)
     state = fold(log.events, initial_state(plant) if known else None)
     assert replay(log, plant if known else None).counts == state.counts
     assert set(log.findings.row) <= set(range(2, len(rows) + 2))
+    if any(isinstance(e, ev.OperationStarted) for e in log):
+        fitted, _ = fit_factory(log, bootstrap=0)
+        kpis(log.events, plant if known else fitted)
     assert state.counts["finished"] + state.counts["scrapped"] <= state.counts["released"]
 
 
@@ -321,12 +334,9 @@ def test_any_table_is_imported_or_refused_and_what_is_imported_can_have_happened
     )
 )
 def test_any_transitions_are_imported(rows):
-    import pandas as pd
-
     frame = pd.DataFrame([(*r[:3], str(r[3]), f"{r[1]}er") for r in rows])
     frame.columns = ["case", "concept:name", "lifecycle:transition", "time:timestamp", "org:resource"]
-    log = import_log(frame)
-    fold(log.events)
+    fold(imported(frame))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -342,8 +352,6 @@ def test_there_and_back_the_schedule_is_the_same(plant, tmp_path, seed):
 
 
 def test_a_spreadsheet_and_parquet_say_the_same(plant, run, tmp_path):
-    import pandas as pd
-
     frame = pd.DataFrame(work_rows(run.events), columns=list(COLUMNS))
     frame.to_parquet(tmp_path / "work.parquet")
     log = import_log(tmp_path / "work.parquet", factory=plant)
@@ -351,3 +359,81 @@ def test_a_spreadsheet_and_parquet_say_the_same(plant, run, tmp_path):
     semicolons = Path(write_work(run.events, tmp_path / "work.csv", START)).read_text("utf-8-sig").replace(",", ";")
     (tmp_path / "semicolons.csv").write_text(semicolons)
     assert len(import_log(tmp_path / "semicolons.csv", factory=plant)) == len(log)
+
+
+def test_durations_are_measured_as_they_were(plant):
+    """Independently: pieces of work added up, interruptions and batches included."""
+    one = next(r for r in (simulate(plant, seed=s) for s in range(99)) if r.kpis.failures > 2)
+    found = measure(one.events)
+    pieces = executed(one.events)
+    product = {e.subject: e.product for e in one.events if isinstance(e, ev.JobReleased)}
+    total = Counter()
+    for row in pieces.itertuples():
+        total[row.job, row.operation, row.machine] += row.end - row.start
+    for (of, operation, machine), rows in found.work.items():
+        whole = [
+            t
+            for (job, visit, m), t in total.items()
+            if (product[job], operation_of(visit), m) == (of, operation, machine)
+        ]
+        if machine != "kiln_1":
+            assert sorted(d for d, cut, _ in rows if not cut) == pytest.approx(sorted(whole), rel=1e-9)
+        else:
+            assert {round(d, 6) for d, *_ in rows} == {round(t, 6) for t in whole}
+    for machine in plant.machines:
+        gaps = [
+            g
+            for m, cause in causes(found)
+            for g in between_failures(found, m, cause)[0]["operating"]
+            if m == machine.id
+        ]
+        if gaps:
+            work = one.kpis.actual_production_time.sel(machine=machine.id).item()
+            assert sum(t for t, _ in gaps) == pytest.approx(work, rel=1e-9)
+
+
+def test_what_was_put_in_comes_out():
+    """A station with known distributions of every kind: the truth is in the intervals, 95 % of them."""
+    known = {
+        "name": "line",
+        "machines": [
+            {"id": "a", "failure": {"mtbf": {"distribution": "exponential", "mean": 4000}, "clock": "calendar",
+                                    "mttr": {"distribution": "gamma", "mean": 300, "cv": 0.7}}},
+            {"id": "b", "failure": {"mtbf": {"distribution": "weibull", "mean": 3000, "shape": 2},
+                                    "mttr": {"distribution": "lognormal", "mean": 200, "cv": 0.5}}},
+        ],
+        "products": [{"id": "p", "operations": [
+            {"id": "x", "modes": [{"machine": "a", "duration": {"distribution": "gamma", "mean": 60, "cv": 0.5}}]},
+            {"id": "y", "modes": [{"machine": "b", "duration": {"distribution": "weibull", "mean": 70, "shape": 3}}]},
+        ]}],
+        "orders": [{"id": f"o{i}", "product": "p", "release": 100.0 * i} for i in range(2000)],
+    }  # fmt: skip
+    line = parse_factory(known)
+    held, clocks = [], []
+    for seed in range(3):
+        fitted, report = fit_factory(simulate(line, seed=seed), bootstrap=0)
+        for machine in line.machines:
+            truth = {"between failures": machine.failure.mtbf.mean, "repair": machine.failure.mttr.mean}
+            for what, mean in truth.items():
+                low, high = report.fits[what, machine.id, "", "", "breakdown"].interval["mean"]
+                held.append(low <= mean <= high)
+            clocks.append(fitted.machine(machine.id).failure.clock)
+        for operation in line.route("p"):
+            mode = operation.modes[0]
+            low, high = report.fits["work", mode.machine, "p", operation.id].interval["mean"]
+            held.append(low <= mode.duration.mean <= high)
+    assert clocks == ["calendar", "operating"] * 3
+    assert sum(held) >= len(held) - 3, held  # of 18; four or more outside have a chance below 1 in 500
+
+
+def test_command_line(workbench, tmp_path):
+    assert workbench("simulate", "--seed", "2").returncode == 0
+    work, ocel, plan = tmp_path / "work.csv", tmp_path / "run.sqlite", tmp_path / "fitted.yaml"
+    said = workbench("export-log", "latest", "--format", "work", "--out", work, "--start", "2026-11-25T06:00")
+    assert said.returncode == 0 and f"Wrote {work}" in said.stdout, said.stderr
+    said = workbench("export-log", "latest", "--format", "ocel", "--out", ocel, "--json")
+    assert json.loads(said.stdout)["events"] > 1000 and ocel.stat().st_size > 100_000, said.stderr
+    said = workbench("fit", work, "--factory", "data/factories/tile_plant.yaml", "--out", plan, "--json")
+    answer = json.loads(said.stdout)
+    assert answer["findings"] == [] and len(answer["fits"]) > 20, said.stderr
+    assert Factory.load(plan).machine("kiln_1").batch_capacity == 6

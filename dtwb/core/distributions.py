@@ -64,9 +64,9 @@ class Distribution(BaseModel):
     distribution: Literal[
         "constant", "exponential", "gamma", "lognormal", "weibull", "uniform", "triangular", "empirical", "scipy"
     ] = "constant"
-    mean: float = Field(gt=0, allow_inf_nan=False)  # of triangular, empirical and scipy: follows from the rest
-    cv: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of gamma, lognormal, uniform
-    shape: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # of weibull
+    mean: float = Field(gt=0, le=1e12, allow_inf_nan=False)  # of triangular, empirical and scipy: follows from the rest
+    cv: float = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)  # of gamma, lognormal, uniform
+    shape: float = Field(default=1.0, ge=0.05, le=1000, allow_inf_nan=False)  # of weibull
     low: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # of triangular
     mode: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     high: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -66,6 +66,8 @@ class Calendar(_Model):
             raise ValueError(f"an open window ends within the period of {self.period:g} s")
         if any(a[1] > b[0] for a, b in zip(sorted(self.open), sorted(self.open)[1:])):
             raise ValueError("open windows overlap")
+        if any(end > 100_000 * self.period for _, end in self.closed):
+            raise ValueError(f"a planned stop lies more than 100,000 periods of {self.period:g} s ahead")
         return self
 
 # %% ../../nbs/core/30_factory.ipynb #c108eb35
@@ -854,11 +856,19 @@ def parse_factory(
         factory = Factory.model_validate(data)
         found = _check(factory)
     except ValidationError as e:
-        found = [(_named(error["loc"], data), _plain(error)) for error in e.errors()]
+        found = [(_named(error["loc"], data), _plain(error)) for error in _first_causes(e.errors())]
     if found:
         (field, what), more = found[0], len(found) - 1
         raise FactoryError(what, f"{where}: {field}", f"and {more} more finding{'s' * (more > 1)}" if more else "")
     return factory
+
+
+def _first_causes(errors: list[Any]) -> list[Any]:
+    "Without those that only follow: a list is not too short because its one member is wrong."
+    wrong = [error["loc"] for error in errors]
+    return [
+        e for e in errors if not any(len(e["loc"]) < len(loc) and loc[: len(e["loc"])] == e["loc"] for loc in wrong)
+    ]
 
 
 def _plain(error: Any) -> str:

@@ -61,21 +61,16 @@ def momentary_bottlenecks(
         np.searchsorted(times, np.clip(periods.start, start, end)),
         np.searchsorted(times, np.clip(periods.end, start, end)),
     )
-    longest = np.full(len(times) - 1, -1)
-    for piece in np.argsort(-periods.length.values, kind="stable")[::-1]:  # the longest is written last
+    machine, period, longest = periods.machine.tolist(), periods.period.to_numpy(int), np.full(len(times) - 1, -1)
+    for piece in np.argsort(-periods.length.to_numpy(float), kind="stable")[::-1]:  # the longest is written last
         longest[first[piece] : last[piece]] = piece
-    chosen = set(periods.period.values[longest[longest >= 0]])
+    chosen = np.isin(period, period[longest[longest >= 0]])
     there: list[list[str]] = [[] for _ in longest]
-    for piece in np.flatnonzero(periods.period.isin(chosen)):
+    for piece in np.flatnonzero(chosen):
         for k in range(first[piece], last[piece]):
-            there[k].append(periods.machine.values[piece])
+            there[k].append(machine[piece])
     rows = [
-        (
-            times[k],
-            times[k + 1],
-            periods.machine.values[longest[k]],
-            tuple(sorted(there[k])) if len(there[k]) > 1 else (),
-        )
+        (times[k], times[k + 1], machine[longest[k]], tuple(sorted(there[k])) if len(there[k]) > 1 else ())
         for k in np.flatnonzero(longest >= 0)
     ]
     return pd.DataFrame(rows, columns=["start", "end", "machine", "shifting"])

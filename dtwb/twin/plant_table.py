@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
@@ -193,7 +193,8 @@ def _read_csv(path: Path, delimiter: str | None, encoding: str, wrong: "Findings
                 cells.append([plain_cell(cell).strip() for cell in row])
                 numbers.append(number)
     except (OSError, UnicodeError, LookupError, csv.Error) as e:
-        raise StoreError(f"it cannot be read: {getattr(e, 'strerror', None) or e}", path, "another encoding?") from None
+        how = "another encoding?" if isinstance(e, UnicodeError) else ""
+        raise StoreError(f"it cannot be read: {getattr(e, 'strerror', None) or e}", path, how) from None
     finally:
         csv.field_size_limit(limit)
     if len(set(head)) < len(head):
@@ -227,6 +228,14 @@ class Clock:
     time_format: str | None = None  # as in strptime; None: ISO 8601, else what can be recognised
     dayfirst: bool = False  # 03.04. is in April
     start: datetime | None = None  # the date of second 0; None: the first time in the log
+
+    def __post_init__(self):
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise SimulationError(
+                f"there is no time zone {self.timezone!r}", "timezone", "such as Europe/Berlin"
+            ) from None
 
     def dates(self, text: Any, wrong: Findings, column: str) -> Any:  # UTC, NaT where there is none
         "The dates of a column."

@@ -306,6 +306,8 @@ def plan_replications(
         if first + n > len(values):
             draws = draws_of(first + n - len(values), seed, first=len(values))
             figures = run_replications({"": {"factory": factory} | settings}, draws, **where)[0][""][0]
+            if missing := [name for name in names if not np.isfinite(figures[name]).all()]:
+                raise SimulationError(f"{missing[0]} does not exist in every run", "kpis", "take another figure")
             values = np.concatenate([values, np.stack([figures[name].astype(float) for name in names], 1)])
         return values[first : first + n, column]
 

@@ -122,7 +122,8 @@ def run_replications(
     dict[str, tuple[dict[str, np.ndarray], list[str]]], str
 ]:  # name -> (figures, how); what stopped it, or nothing
     "Every scenario with every draw: the same luck for all of them."
-    size = min(250, max(1, len(draws) // (16 * (workers or available_cores()))))
+    least = 1 if len(scenarios) <= 8 else 6  # a plant that is not the last one has to be got ready again
+    size = min(250, max(least, len(draws) // (16 * (workers or available_cores()))))
     chunks = [draws[i : i + size] for i in range(0, len(draws), size)]
 
     def report(done: int, _: int) -> None:
@@ -194,7 +195,7 @@ def compare(
     ],  # name -> a Scenario, a Factory, None (as it is), or what `replicate` takes; the first is the reference
     n: int = 30,  # replications of each
     *,
-    factory: Factory | None = None,  # of those scenarios that name none
+    factory: Factory | None = None,  # of those scenarios that name none; None: the first one's
     seed: int = 0,
     confidence: float = 0.95,
     correction: str = "bonferroni",  # of the intervals for many scenarios, or none
@@ -235,6 +236,9 @@ def plan_scenarios(
         if len(named) < len(scenarios):
             raise SimulationError("two scenarios have the same name", "compare", "rename one: scenario.named('...')")
         scenarios = {"as it is": None} | named
+    if factory is None:
+        first = next(iter(scenarios.values()), None)
+        factory = first if isinstance(first, Factory) else first.get("factory") if isinstance(first, dict) else None
     return {name: settings | _settings(name, value, factory) for name, value in scenarios.items()}
 
 

@@ -86,6 +86,9 @@ def _screen(sample, values, reach, indifference, larger, at_once, most, progress
         sums[left] += block.sum(1)
         begun += block.shape[1]
         bound = int(np.ceil(reach[np.ix_(left, left)].max())) + 1 if len(left) > 1 else begun
+        if begun >= bound and len(left) > 1:  # the limit is 0, and these are equal: any will do
+            gone[[i for i in left if i != left[int(np.argmax(sums[left]))]]] = begun
+            left = [left[int(np.argmax(sums[left]))]]
         if progress:
             progress(begun, max(begun, min(most, bound)))
         if len(left) == 1:

@@ -31,7 +31,7 @@ for name, read in {
         "object_changes": len(log.object_changes),
         "between_objects": len(log.o2o),
         "follows": {f"{a[7:]} -> {b[7:]}": int(n) for (a, b), n in sorted(follows.items())},
-        "remaining": float(log.events["remaining"].sum()),
+        "remaining": float(log.events["remaining"].sum()) if "remaining" in log.events else 0.0,
         "time_type": str(log.events["ocel:timestamp"].dtype),
     }
 found["sqlite_violations"] = list(ocel20_rel_validation.apply(str(folder / "run.sqlite"))[1])
