@@ -6,7 +6,7 @@
 __all__ = ['seed_streams', 'uniform_numbers', 'Blueprint', 'blueprint', 'book_rows', 'lay_out', 'seed_all', 'fill_uniform',
            'stock_up']
 
-# %% ../../nbs/twin/07_blueprint.ipynb #d5ccaeca
+# %% ../../nbs/twin/07_blueprint.ipynb #6303b24d
 import math
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -26,9 +26,9 @@ from ..core.schedule import Schedule, planned_entries
 from ..core.streams import generator, uniforms, within
 from . import cells as C
 
-# %% ../../nbs/twin/07_blueprint.ipynb #6289ecd0
+# %% ../../nbs/twin/07_blueprint.ipynb #019671e3
 _32 = 0xFFFFFFFF
-_COMPILED = not config.DISABLE_JIT
+_COMPILED = not getattr(config, "DISABLE_JIT", 0)
 
 
 @kernel
@@ -122,7 +122,7 @@ def uniform_numbers(N, F, s, at, n):
         F[at + k] = float(value >> np.uint64(11)) * 2.0**-53
     N[s + C.S_STATE], N[s + C.S_STATE_1] = np.int64(high), np.int64(low)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #6fed8465
+# %% ../../nbs/twin/07_blueprint.ipynb #b773fd21
 def _by_numpy_seeded(seed: int, names: list[tuple[str, str]], N: np.ndarray) -> None:
     for k, (thing, purpose) in enumerate(names):
         state: Any = generator(seed, thing, purpose).bit_generator.state["state"]
@@ -144,7 +144,7 @@ def _by_numpy(N: np.ndarray, F: np.ndarray, s: int, at: int, n: int) -> None:
     state: Any = bits.state["state"]["state"]
     N[s + C.S_STATE : s + C.S_STATE + 2].view(np.uint64)[:] = state >> 64, state & (2**64 - 1)
 
-# %% ../../nbs/twin/07_blueprint.ipynb #aa89868c
+# %% ../../nbs/twin/07_blueprint.ipynb #e9368d4f
 @dataclass(eq=False)
 class Blueprint:
     "A factory, a rule or a plan, and how they are to be run, in numbers."
@@ -213,7 +213,7 @@ class _Book:
             self.margins.append(margin)
         return self.streams[key]
 
-# %% ../../nbs/twin/07_blueprint.ipynb #bb7b5d34
+# %% ../../nbs/twin/07_blueprint.ipynb #fa815344
 def blueprint(
     factory: Factory,
     schedule: Schedule | None = None,  # to execute; None: the dispatching rule
@@ -717,7 +717,7 @@ def _time_to_enter(start: float, travel: float) -> float:  # s
         time = math.nextafter(time, -math.inf)
     return time
 
-# %% ../../nbs/twin/07_blueprint.ipynb #c4e40adb
+# %% ../../nbs/twin/07_blueprint.ipynb #e917f01a
 def lay_out(
     cells: np.ndarray,  # a blueprint's, or a block that has become too small
     *,

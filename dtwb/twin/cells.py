@@ -54,7 +54,7 @@ __all__ = ['NOW', 'UNTIL', 'LIMIT', 'INSTANT', 'PHASE', 'CURSOR', 'CHANGED', 'MO
            'NEVER', 'VISITS', 'RANKS', 'FEW', 'FAST_RULES', 'IDLES', 'SETS_UP', 'RUNS', 'IS_BLOCKED', 'STARVES',
            'WARNS', 'ERRS', 'CARES', 'IS_OFF', 'TOO_MANY_STEPS', 'CROWDED']
 
-# %% ../../nbs/twin/05_cells.ipynb #f253c5cf
+# %% ../../nbs/twin/05_cells.ipynb #68838437
 # fmt: off
 (  # the head of the block
     NOW, UNTIL, LIMIT, INSTANT, PHASE, CURSOR, CHANGED, MOVED, LIVE, PLANNED_CALLS, UNFINISHED, PLANNED, RULE, DISTURBED, RECORD, SENSING,
@@ -130,6 +130,6 @@ RANKS = 2.0**46
 FEW = 1 << 32
 FAST_RULES = ("fifo", "spt", "lpt", "edd", "slack", "cr", "atc", "setup")
 
-# %% ../../nbs/twin/05_cells.ipynb #7b2e84b3
+# %% ../../nbs/twin/05_cells.ipynb #91e46e35
 IDLES, SETS_UP, RUNS, IS_BLOCKED, STARVES, WARNS, ERRS, CARES, IS_OFF = range(9)  # as in MachineStatus
 TOO_MANY_STEPS, CROWDED = 1, 2

@@ -23,9 +23,21 @@ from ..core.errors import SimulationError
 class Sample:
     "Durations of one thing."
 
-    values: np.ndarray  # s, above 0
-    censored: np.ndarray  # bool: it took longer than that
-    of: np.ndarray  # int: the value is the longest of so many draws
+    values: Any  # (n,) s, above 0
+    censored: Any = None  # (n,) bool: it took longer than that; None: all were seen whole
+    of: Any = None  # (n,) int: the value is the longest of so many draws; None: one each
+
+    def __post_init__(self):
+        values = np.atleast_1d(np.asarray(self.values, float))
+        censored = np.zeros(len(values), bool) if self.censored is None else np.asarray(self.censored, bool)
+        of = np.ones(len(values), int) if self.of is None else np.asarray(self.of, int)
+        if not len(values) == len(censored) == len(of):
+            raise SimulationError(f"{len(values)} values, {len(censored)} censored, {len(of)} of", "sample")
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            bad = values[~(np.isfinite(values) & (values > 0))][0]
+            raise SimulationError(f"{bad} is no duration", "sample", "durations are positive numbers")
+        for name, array in (("values", values), ("censored", censored), ("of", of)):
+            object.__setattr__(self, name, array)
 
     @classmethod
     def of_values(
@@ -34,15 +46,10 @@ class Sample:
         censored: Iterable[float] = (),  # s; each took longer
         longest_of: Sequence[int] | None = None,  # for each value; None: one draw each
     ) -> "Sample":  # raises SimulationError where a number is none
-        "A sample; what is not a positive number is refused."
-        full, cut = np.asarray(list(values), float), np.asarray(list(censored), float)
-        every = np.concatenate([full, cut])
-        if not (np.isfinite(every).all() and (every > 0).all()):
-            bad = every[~(np.isfinite(every) & (every > 0))][0]
-            raise SimulationError(f"{bad} is no duration", "sample", "durations are positive numbers")
-        flags = np.arange(len(every)) >= len(full)
-        counts = np.concatenate([np.ones(len(full), int) if longest_of is None else longest_of, np.ones(len(cut), int)])
-        return cls(every, flags, counts.astype(int))
+        "A sample from the durations that were seen whole, and those that were cut off."
+        full, cut = list(values), list(censored)
+        of = [1] * len(full) if longest_of is None else list(longest_of)
+        return cls([*full, *cut], [False] * len(full) + [True] * len(cut), of + [1] * len(cut))
 
     def __len__(self) -> int:
         return len(self.values)

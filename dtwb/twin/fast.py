@@ -12,27 +12,28 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'visit_name', 'following', 'advance', 'expect', 'next_open', 'window_at', 'turn', 'is_there', 'is_open',
            'has_stock', 'setup_for', 'expected_completion', 'choose', 'plan_of', 'wait_to_move', 'line_up', 'step_out',
            'stop_waiting', 'note_level', 'give_up_place', 'take_off', 'count_kanban', 'has_room', 'has_place',
-           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'comes_in',
-           'stands_before', 'move_one', 'set_out', 'rest_of', 'key_of', 'comes_first', 'may_take', 'wake_once',
-           'open_or_wake', 'open_for', 'open_so_long', 'pick', 'best_of', 'gather', 'more_to_come', 'earliest_due',
-           'goes_first', 'startable', 'serve', 'let_go', 'get_set_up', 'begin_setup', 'begin', 'forget_group',
-           'run_piece', 'weakest', 'stop_running', 'interrupt', 'finish', 'send_on', 'leave_the_plant', 'let_in',
-           'enter', 'log_route', 'consume', 'reorder', 'deliver', 'remember_machine', 'spoil', 'wear_out', 'passes',
-           'unplan', 'renew', 'fail', 'break_down', 'repaired', 'maintain', 'maintained', 'plan_care', 'status_of',
-           'show', 'new_part', 'find_route', 'release', 'come', 'arrive', 'in_words', 'plan_arrival', 'full', 'happen',
-           'finish_release', 'run', 'is_stuck', 'in_a_circle', 'show_all', 'end', 'give_plan_up', 'begin_run',
-           'why_not_fast', 'FastSimulation', 'known_blueprint', 'check_schedule', 'say_plan', 'fresh', 'remember_room',
-           'make_room', 'set_rows', 'sort_many', 'drain', 'word', 'trace_of', 'publish', 'mirror', 'give_up']
+           'is_next', 'stands_ready', 'another_waits', 'first_direct', 'first_with_a_place', 'is_in_turn', 'entry_of',
+           'comes_in', 'stands_before', 'move_one', 'who_goes_first', 'first_held', 'takes_from', 'set_out', 'rest_of',
+           'key_of', 'comes_first', 'may_take', 'wake_once', 'open_or_wake', 'open_for', 'open_so_long', 'pick',
+           'best_of', 'gather', 'more_to_come', 'earliest_due', 'goes_first', 'startable', 'serve', 'let_go',
+           'get_set_up', 'begin_setup', 'begin', 'forget_group', 'run_piece', 'weakest', 'stop_running', 'interrupt',
+           'finish', 'send_on', 'leave_the_plant', 'let_in', 'enter', 'log_route', 'consume', 'reorder', 'deliver',
+           'remember_machine', 'spoil', 'wear_out', 'passes', 'unplan', 'renew', 'fail', 'injure', 'repaired',
+           'maintain', 'maintained', 'plan_care', 'status_of', 'show', 'new_part', 'find_route', 'release', 'come',
+           'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
+           'show_all', 'end', 'give_plan_up', 'begin_run', 'why_not_fast', 'FastSimulation', 'known_blueprint',
+           'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room', 'set_rows', 'sort_many', 'drain',
+           'word', 'trace_of', 'state_of', 'publish', 'ask_for_maintenance', 'break_machine', 'follow_rule', 'mirror',
+           'give_up']
 
-# %% ../../nbs/twin/10_fast.ipynb #4d78b064
+# %% ../../nbs/twin/10_fast.ipynb #56f14178
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastcore.basics import patch
 
-from ..core.compiled import kernel
+from ..core.compiled import FrontIndices, kernel
 from ..core.errors import SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory, Job, Machine
@@ -46,7 +47,10 @@ from .rules import find_rule
 from .simulation import Run, Simulation
 from .stuck import circle, complaints, crowded
 
-# %% ../../nbs/twin/10_fast.ipynb #00ac0a21
+if TYPE_CHECKING:
+    from dtwb.twin.fork import Snapshot
+
+# %% ../../nbs/twin/10_fast.ipynb #c0760871
 BUFFER_CHANGED = KIND["BufferChanged"]
 DEFECT_DETECTED = KIND["DefectDetected"]
 JOB_FINISHED = KIND["JobFinished"]
@@ -70,11 +74,11 @@ SCHEDULE_CHANGED = KIND["ScheduleChanged"]
 SENSOR_READ = KIND["SensorRead"]
 SETUP_STARTED = KIND["SetupStarted"]
 STATUS_CHANGED = KIND["MachineStatusChanged"]
-quick = kernel(_nrt=False)  # nothing is allocated, so nothing is counted: arrays are passed for free
+quick = kernel(_nrt=False, pipeline_class=FrontIndices)  # nothing is allocated, so no references are counted
 BIT = np.zeros(37, np.int64)  # of 2**k % 37, k: where the lowest bit of a word is
 BIT[[2**k % 37 for k in range(32)]] = range(32)
 
-# %% ../../nbs/twin/10_fast.ipynb #378854a8
+# %% ../../nbs/twin/10_fast.ipynb #f737ae72
 @quick
 def push(N, F, time, code, a, b, late, live):
     "Have `code` happen at `time`, after what is planned for that time already; `late`: after all others of that time."
@@ -183,7 +187,7 @@ def settle(N, F, R):
     N[C.FIRST] = n
     return True
 
-# %% ../../nbs/twin/10_fast.ipynb #25e5e2a7
+# %% ../../nbs/twin/10_fast.ipynb #ab3c6531
 @quick
 def flag(N, words, m):
     "Set the machine's bit."
@@ -361,7 +365,7 @@ def expect(N, F, p, change):
         else:
             o = o + C.OPERATION if N[o + C.O_LAST] == 0 else 0
 
-# %% ../../nbs/twin/10_fast.ipynb #c38faf16
+# %% ../../nbs/twin/10_fast.ipynb #2471e498
 @quick
 def next_open(N, F, calendar, time):  # s
     "When it is open next; `time` itself where it is open now."
@@ -424,7 +428,7 @@ def turn(N, F, m):
         push(N, F, F[m + C.M_CLOSES], C.TURN, m, 0, 0, 0)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #e0b589db
+# %% ../../nbs/twin/10_fast.ipynb #9676fb16
 @quick
 def is_there(N, F, p, m):
     "Whether the part stands before the machine."
@@ -650,23 +654,28 @@ def has_room(N, m):
 
 
 @quick
-def has_place(N, p, m):
+def has_place(N, p, m, follower):
+    "Whether there is one, where the follower will go directly then."
     if not has_room(N, m) and N[p + C.P_COUNTED] != m:
         return False
     b = N[m + C.M_BUFFER]
     if N[m + C.M_LIMITED] == 0 or N[p + C.P_BUFFER] == b:
         return True
-    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p)
+    return N[b + C.B_LEVEL] < N[b + C.B_CAPACITY] and is_in_turn(N, b, p, follower)
 
 
 @quick
 def is_next(N, m, p):
-    "Whether the part is planned to be the next on the machine."
-    g = N[m + C.M_SEQUENCE]
+    "Whether the part is the next of the machine's sequence; of those that its free servers take next."
+    g, n = N[m + C.M_SEQUENCE], max(1, N[m + C.M_CAPACITY] - N[m + C.M_BUSY] - N[m + C.M_HELD])
     if g == 0 or N[p + C.P_FREE]:
         return False
     y = plan_of(N, p)
-    return y > 0 and N[y + C.Y_GROUP] == g
+    while g and n > 0:
+        if y and N[y + C.Y_GROUP] == g:
+            return True
+        g, n = N[g + C.G_AFTER], n - 1
+    return False
 
 
 @quick
@@ -729,23 +738,31 @@ def first_with_a_place(N, F, m):
     if N[m + C.M_LIMITED] == 0 or not has_room(N, m) or N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY]:
         return 0
     p = N[m + C.M_INBOUND]
-    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p)):
+    while p and not (F[p + C.P_GOES] <= F[C.NOW] and is_in_turn(N, b, p, 0)):
         p = N[p + C.P_AFTER]
     return p
 
 
 @quick
-def is_in_turn(N, b, p):
-    "Whether the plan has room for the part now: see `core.schedule`, promised places."
+def is_in_turn(N, b, p, follower):
+    "Whether the plan has room for the part now, before all but the follower: see `core.schedule`, promised places."
     if N[b + C.B_ENTRIES] == 0 or N[p + C.P_FREE]:
         return True
-    y = plan_of(N, p)
-    k = N[y + C.Y_ENTRY] if y else -1
+    k, last = entry_of(N, b, p), entry_of(N, b, follower) if follower else -1
     for j in range(N[b + C.B_ENTERING], k):
         entry = N[b + C.B_ENTRY] + j * C.ENTRY
-        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0:
+        if N[entry + C.T_MISSING] and N[entry + C.T_ROOM] <= 0 and j != last:
             return False
     return True
+
+
+@quick
+def entry_of(N, b, p):
+    "The place of the part's next visit among those that the buffer's plan lets in; -1: it has none."
+    y = 0 if N[p + C.P_FREE] else plan_of(N, p)
+    if y == 0 or N[N[N[y + C.Y_GROUP] + C.G_MACHINE] + C.M_BUFFER] != b:
+        return -1
+    return N[y + C.Y_ENTRY]
 
 
 @quick
@@ -797,17 +814,56 @@ def move_one(N, F, R, any_place):
         return 1
     if placed == 0:
         return 0
-    m = N[placed + C.P_TOWARDS]
-    if N[C.PLANNED] and is_next(N, m, placed):  # once what holds m has gone, this one needs no place
-        other = 0
-        for h in range(N[m + C.M_HELD]):
-            p = N[N[m + C.M_HOLDS] + h]
-            if p != placed and N[p + C.P_TURN] and N[p + C.P_TOWARDS] and F[p + C.P_GOES] <= F[C.NOW]:
-                if has_place(N, p, N[p + C.P_TOWARDS]) and (other == 0 or stands_before(N, F, p, other)):
-                    other = p
-        placed = other if other else placed
-    set_out(N, F, R, placed, N[placed + C.P_TOWARDS], 0)
+    p = who_goes_first(N, F, placed) if N[C.PLANNED] else placed
+    set_out(N, F, R, p, N[p + C.P_TOWARDS], 0)
     return 2
+
+
+@quick
+def who_goes_first(N, F, p):
+    """Once the part that holds the machine has gone, the next of its sequence needs no place: so that one goes first.
+    So does one for the last place whose machine then takes a part from there: there is a place again."""
+    m = N[p + C.P_TOWARDS]
+    b = N[m + C.M_BUFFER]
+    if is_next(N, m, p):
+        other = first_held(N, F, m, p, 0)
+        if other:
+            return other
+    if N[b + C.B_LEVEL] == N[b + C.B_CAPACITY] - 1 and N[p + C.P_BUFFER] != b:
+        for k in range(N[b + C.B_MACHINES]):
+            n = N[N[b + C.B_MACHINE] + k]
+            if N[n + C.M_HELD] == 1 and takes_from(N, F, n, b):
+                other = first_held(N, F, n, p, b)
+                if other:
+                    return other
+    return p
+
+
+@quick
+def first_held(N, F, m, p, b):
+    "The first of the parts on `m` that may go, and to a place (before `b`, if that isn't 0), where `p` follows it directly."
+    first = 0
+    for h in range(N[m + C.M_HELD]):
+        q = N[N[m + C.M_HOLDS] + h]
+        to = N[q + C.P_TOWARDS]
+        if q != p and N[q + C.P_TURN] and to and F[q + C.P_GOES] <= F[C.NOW]:
+            if (b == 0 or (N[to + C.M_LIMITED] and N[to + C.M_BUFFER] == b)) and has_place(N, q, to, p):
+                if first == 0 or stands_before(N, F, q, first):
+                    first = q
+    return first
+
+
+@quick
+def takes_from(N, F, m, b):
+    "Whether all that the machine takes next stands in these places, and it is time."
+    g = N[m + C.M_SEQUENCE]
+    if g == 0 or N[m + C.M_DOWN] or N[m + C.M_WANTED] >= 0 or N[m + C.M_CHOSEN] or F[g + C.G_START] > F[C.NOW]:
+        return False
+    for k in range(N[g + C.G_N]):
+        p = N[N[N[N[g + C.G_KEYS] + k] + C.Y_JOB] + C.J_PART]
+        if p <= 0 or N[p + C.P_BUFFER] != b or not is_there(N, F, p, m):
+            return False
+    return True
 
 
 @quick
@@ -855,7 +911,7 @@ def set_out(N, F, R, p, m, direct):
             wake(N, F, F[C.NOW] + travel(N, F, origin, N[other + C.M_INDEX]))
         k += C.MODE
 
-# %% ../../nbs/twin/10_fast.ipynb #6f12975b
+# %% ../../nbs/twin/10_fast.ipynb #3c9c3108
 @quick
 def rest_of(N, F, p):  # s
     "Mean work that the part still needs."
@@ -953,7 +1009,7 @@ def open_so_long(N, F, m, lasts):
     wake_once(N, F, m, 1, start)
     return False
 
-# %% ../../nbs/twin/10_fast.ipynb #cf1d839e
+# %% ../../nbs/twin/10_fast.ipynb #ba3431e6
 @quick
 def pick(N, F, m):
     "Choose the free parts that the machine takes next; none if it had better wait."
@@ -1228,7 +1284,7 @@ def begin_setup(N, F, R, m, family, duration):
         push(N, F, F[m + C.M_SETUP_END], C.SETUP_END, m, N[m + C.M_TOKEN], 0, 1)
     touch(N, F, m)
 
-# %% ../../nbs/twin/10_fast.ipynb #824eafb8
+# %% ../../nbs/twin/10_fast.ipynb #7655be1f
 @quick
 def begin(N, F, R, m, at, n):
     "Take the `n` parts at `at` up and work on them."
@@ -1777,11 +1833,11 @@ def renew(N, F, m, x):
 
 @quick
 def fail(N, F, R, m, x):
-    break_down(N, F, R, m, x, N[x + C.X_CAUSE], F[x + C.X_MTTR], draw(N, F, N[x + C.X_REPAIRS]))
+    injure(N, F, R, m, x, N[x + C.X_CAUSE], F[x + C.X_MTTR], draw(N, F, N[x + C.X_REPAIRS]))
 
 
 @quick
-def break_down(N, F, R, m, x, cause, expected, repair):
+def injure(N, F, R, m, x, cause, expected, repair):
     "The machine breaks, by one of its modes, or (x = 0) by what somebody made up."
     if N[m + C.M_RUNNING]:
         interrupt(N, F, R, m, cause)
@@ -1889,7 +1945,7 @@ def show(N, F, R, m, status):
             N[C.JAMMED] = 1
             N[m + C.M_JAM] = 1
 
-# %% ../../nbs/twin/10_fast.ipynb #d32ae82b
+# %% ../../nbs/twin/10_fast.ipynb #91671bc5
 @quick
 def new_part(N, F, product, name, rank, order, quantity, due, weight, job):
     "A row for a job that is released."
@@ -2127,7 +2183,7 @@ def happen(N, F, R, code, a, b):
         if x and not repair > 0:
             fail(N, F, R, a, x)
         else:
-            break_down(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
+            injure(N, F, R, a, x, N[h + C.H_CAUSE], F[x + C.X_MTTR] if x else repair, repair)
     elif code == C.ORDER:
         due = F[a + C.Q_DUE] if F[a + C.Q_DUE] < np.inf else np.nan
         quantity = float(N[a + C.Q_QUANTITY])
@@ -2222,7 +2278,7 @@ def run(N, F, R):
                         return C.NEEDS
                     moved = move_one(N, F, R, N[C.MOVED] == 0)
                     if moved == 1:
-                        N[C.MOVED] = 1
+                        N[C.MOVED], N[C.CURSOR] = 1, 1 << 30  # no machine is looked at in between
                         continue
                     if moved == 0 and N[C.MOVED] == 0:
                         break
@@ -2273,7 +2329,7 @@ def in_a_circle(N, F, m):
             if N[p + C.P_TURN] == 0 or to == 0 or F[p + C.P_GOES] > F[C.NOW]:
                 return False
             b = N[to + C.M_BUFFER]
-            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p):
+            if N[to + C.M_LIMITED] and not is_in_turn(N, b, p, 0):
                 return False
             many = N[b + C.B_MACHINES] if N[to + C.M_LIMITED] and N[b + C.B_LEVEL] >= N[b + C.B_CAPACITY] else 0
             for i in range(-1, many):
@@ -2377,7 +2433,7 @@ def begin_run(N, F, R):
         plan_care(N, F, m)
         m += C.MACHINE
 
-# %% ../../nbs/twin/10_fast.ipynb #9a40e72e
+# %% ../../nbs/twin/10_fast.ipynb #c4b8f265
 def why_not_fast(
     factory: Factory,
     schedule: Schedule | None = None,
@@ -2411,7 +2467,7 @@ def why_not_fast(
         return "there are 15,000 jobs of orders, and sources beside them"
     return ""
 
-# %% ../../nbs/twin/10_fast.ipynb #fb2c19cd
+# %% ../../nbs/twin/10_fast.ipynb #438bf626
 class FastSimulation:
     "A factory at work, in numbers."
 
@@ -2453,10 +2509,11 @@ class FastSimulation:
         self.names, self.objects = blue.names, list(blue.objects)
         self.chunks: list[np.ndarray] = []  # of the trace, whole instants
         self.how: str | None = None  # how it ended
-        self._folded, self._published, self._alarms = None, 0, 0
+        self._folded: tuple[int, FactoryState] | None = None
+        self._published, self._alarms = 0, 0
         self.N = fresh(blue, seed, antithetic)
         self.F = self.N.view(np.float64)
-        self.R = np.empty(blue.room.get("rows", 4097) if record else 2, TRACE)
+        self.R = np.empty(blue.room.get("rows", 1 << 14) if record else 2, TRACE)
         self.N[C.RECORD] = record
         set_rows(self)
         self.F[C.UNTIL] = math.inf if until is None else until
@@ -2468,6 +2525,20 @@ class FastSimulation:
     @property
     def now(self) -> float:  # s
         return float(self.F[C.NOW])
+
+    @property
+    def trace(self) -> Trace:
+        "What has happened so far, in the agreed order."
+        return trace_of(self)
+
+    @property
+    def events(self) -> list[Event]:
+        "What has happened so far, as objects."
+        return list(self.trace.events)
+
+    def state(self) -> FactoryState:  # the caller's own
+        "The state now, with all events of this instant so far."
+        return state_of(self)
 
     @property
     def counts(self) -> dict[str, int]:  # kind of event -> how many
@@ -2517,6 +2588,46 @@ class FastSimulation:
             self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine, disturbances, self.antithetic
         )
 
+    def request_maintenance(
+        self,
+        machine: str,  # its id
+        reason: str,
+    ) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
+        "Maintain a machine as soon as it is not working; it will be as good as new."
+        ask_for_maintenance(self, machine, reason)
+
+    def break_down(
+        self,
+        machine: str,  # its id
+        repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
+        cause: str = "injected",  # one of its modes of failure, or any other word
+    ) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
+        "Break a machine now."
+        break_machine(self, machine, repair, cause)
+
+    def set_rule(
+        self,
+        rule: str,  # a name in `RULES`
+        reason: str = "another rule",
+    ) -> None:
+        "Dispatch by another rule from now on; a plan that is being followed is given up."
+        follow_rule(self, rule, reason)
+
+    dispatch = set_rule
+
+    def snapshot(self) -> "Snapshot":
+        "The run as it is now, to be saved, gone on with, or forked; it goes on unchanged."
+        from dtwb.twin.fork import take_snapshot  # it stands on this notebook
+
+        return take_snapshot(self)
+
+    @classmethod
+    def resume(cls, snapshot: "Snapshot") -> "FastSimulation":
+        "Go on from a snapshot, exactly."
+        from dtwb.twin.fork import resumed
+
+        return resumed(snapshot)
+
     def _go(self, limit: float, instants: int = C.NEVER) -> int:
         "Let the kernel run; make room where it needs some."
         if self.how is not None:
@@ -2540,7 +2651,7 @@ class FastSimulation:
             self.how = {C.FINISHED: "finished", C.STOPPED: "stopped"}[int(self.N[C.HOW])]
         publish(self)
 
-# %% ../../nbs/twin/10_fast.ipynb #36c076ec
+# %% ../../nbs/twin/10_fast.ipynb #d2ef97a4
 def _refuse_what_cannot_be(
     factory: Factory, schedule: Schedule | None, seed: int, until: float | None, rule: Any, more: dict
 ) -> None:
@@ -2635,14 +2746,19 @@ def remember_room(sim: FastSimulation) -> None:
     _room(blue)
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     used = rows[:, C.S_MADE] - rows[:, C.S_HAVE] + rows[:, C.S_USED]
-    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 4, 4096) + rows[:, C.S_MARGIN] + 2)
+    draws = np.maximum(blue.room["draws"], np.minimum(used + used // 8, _stock(N)) + rows[:, C.S_MARGIN] + 2)
     room = {name: min(int(N[at]), 1 << 16) for name, at in _SIZES.items()} | {"draws": draws}
-    if any(np.any(size > blue.room[name]) for name, size in room.items()) and draws.sum() < 1 << 21:
+    if any(np.any(size > blue.room[name]) for name, size in room.items()):
         blue.room |= {name: np.maximum(size, blue.room[name]) for name, size in room.items()}
         blue.template = None
     if N[C.RECORD]:
         total = sum(map(len, sim.chunks)) + 2 * int(N[C.ROWS_SLACK])
-        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 16))
+        blue.room["rows"] = max(blue.room.get("rows", 0), min(total, 1 << 22))
+
+
+def _stock(N: np.ndarray) -> int:
+    "The most numbers of one stream that are kept in stock."
+    return min(max((1 << 21) // max(int(N[C.N_STREAMS]), 1), 256), 1 << 15)
 
 
 _SIZES = {"parts": C.PARTS_MAX, "heap": C.HEAP_MAX, "nodes": C.NODES_MAX, "log": C.LOG_MAX}
@@ -2655,8 +2771,9 @@ def make_room(sim: FastSimulation) -> None:
         raise crowded(mirror(sim))
     sort_many(sim)
     drain(sim)
-    if N[C.ROWS] > N[C.ROWS_ENOUGH] // 2 or (N[C.RECORD] and len(sim.R) < 1 << 18):
-        rows = np.zeros(2 * len(sim.R), TRACE)
+    if N[C.ROWS] > N[C.ROWS_ENOUGH]:
+        total = sum(map(len, sim.chunks)) + int(N[C.ROWS])
+        rows = np.empty(min(max(2 * total, 1 << 14), 1 << 20) + 4 * int(N[C.ROWS] + N[C.ROWS_SLACK]), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
         sim.R = rows
         set_rows(sim)
@@ -2668,14 +2785,14 @@ def make_room(sim: FastSimulation) -> None:
     heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
     log = max(log, 2 * int(N[C.LOG_NEED] + N[C.LOG_SLACK]))
-    draws = np.where(short, np.minimum(made, 4096) + margin + 8, left)
+    draws = np.where(short, np.minimum(made, _stock(N)) + margin + 8, left)
     draws = np.maximum(draws, left)
     sim.N = lay_out(N, parts=parts, heap=heap, nodes=nodes, log=log, draws=draws)
     sim.F = sim.N.view(np.float64)
     stock_up(sim.blueprint, sim.N, draws, sim.antithetic)
     sim.N[C.SHORT] = 0
 
-# %% ../../nbs/twin/10_fast.ipynb #529b180b
+# %% ../../nbs/twin/10_fast.ipynb #b731b042
 def set_rows(sim: FastSimulation) -> None:
     "Tell the kernel how much room there is for its rows."
     N, rows = sim.N, len(sim.R) - 1
@@ -2697,10 +2814,11 @@ def drain(sim: FastSimulation) -> None:
     first, n = int(N[C.FIRST]), int(N[C.ROWS])
     if N[C.RECORD]:
         if first:
-            sim.chunks.append(R[:first].copy())
-            R[: n - first] = R[first:n].copy()
+            sim.chunks.append(R[:first])
+            sim.R = R[first:]
             N[[C.FIRST, C.ROWS]] = 0, n - first
             N[C.SORTED] -= first
+            set_rows(sim)
     at, end, words = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N]), []
     while at < end:
         kind = int(N[at])
@@ -2736,7 +2854,7 @@ def trace_of(sim: FastSimulation) -> Trace:
     now = sim.R[: sim.N[C.ROWS]].copy() if sim.N[C.RECORD] else sim.R[:0]
     now = now[np.argsort(now["time"], kind="stable")]
     now["time"] = sim.F[C.INSTANT]
-    rows = np.concatenate([*sim.chunks, now])
+    rows = sim.chunks[0] if len(sim.chunks) == 1 and not len(now) else np.concatenate([*sim.chunks, now])
     sim.chunks = [rows[: len(rows) - len(now)]]
     names = sim.names
     if len(rows) and rows["b"].min() < -1:  # visits for which there is no word yet
@@ -2747,30 +2865,17 @@ def trace_of(sim: FastSimulation) -> Trace:
         rows["b"] = table[which]
     return Trace(rows, names, list(sim.objects))
 
-# %% ../../nbs/twin/10_fast.ipynb #9e4d1087
-@patch(as_prop=True)
-def trace(self: FastSimulation) -> Trace:
-    "What has happened so far."
-    return trace_of(self)
-
-
-@patch(as_prop=True)
-def events(self: FastSimulation) -> list[Event]:
-    "What has happened so far, as objects."
-    return list(trace_of(self).events)
-
-
-@patch
-def state(self: FastSimulation) -> FactoryState:  # the caller's own
-    "The state now, with all events of this instant so far."
-    drain(self)
-    done, state = self._folded or (0, initial_state(self.factory))
-    over = sum(map(len, self.chunks))
-    whole = trace_of(self)
+# %% ../../nbs/twin/10_fast.ipynb #3cc697a7
+def state_of(sim: FastSimulation) -> FactoryState:  # the caller's own
+    "The state now: the fold of what has happened."
+    drain(sim)
+    done, state = sim._folded or (0, initial_state(sim.factory))
+    over = sum(map(len, sim.chunks))
+    whole = trace_of(sim)
     fold(whole[done:over].events, state)
-    self._folded = over, state
+    sim._folded = over, state
     now = fold(whole[over:].events, copy_state(state))
-    now.time = self.now
+    now.time = sim.now
     return now
 
 
@@ -2783,23 +2888,16 @@ def publish(sim: FastSimulation) -> None:
             sim.bus.publish(event)
         sim._published = over
 
-# %% ../../nbs/twin/10_fast.ipynb #909f85b6
-@patch
-def request_maintenance(
-    self: FastSimulation,
-    machine: str,  # its id
-    reason: str,
-) -> None:  # raises SimulationError if there is no such machine, or no maintenance for it
-    "Maintain a machine as soon as it is not working; it will be as good as new."
-    m, spec = _machine(self, machine)
+# %% ../../nbs/twin/10_fast.ipynb #57e2deaa
+def ask_for_maintenance(sim: FastSimulation, machine: str, reason: str) -> None:
+    m, spec = _machine(sim, machine)
     if spec.maintenance is None:
-        raise SimulationError(
-            "this machine has no maintenance", f"machine {machine!r}", "give it a 'maintenance' with a duration"
-        )
-    if self.how is None and self.N[m + C.M_WANTED] < 0 and self.N[m + C.M_DOWN] != C.CARED_FOR:
-        self.N[m + C.M_WANTED] = word(self, reason)
-        touch(self.N, self.F, m)
-        push(self.N, self.F, self.now, C.WAKE, 0, 0, 0, 1)
+        what = "this machine has no maintenance"
+        raise SimulationError(what, f"machine {machine!r}", "give it a 'maintenance' with a duration")
+    if sim.how is None and sim.N[m + C.M_WANTED] < 0 and sim.N[m + C.M_DOWN] != C.CARED_FOR:
+        sim.N[m + C.M_WANTED] = word(sim, reason)
+        touch(sim.N, sim.F, m)
+        push(sim.N, sim.F, sim.now, C.WAKE, 0, 0, 0, 1)
 
 
 def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
@@ -2811,16 +2909,9 @@ def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
     return int(sim.N[C.MACHINES]) + k * C.MACHINE, sim.factory.machines[k]
 
 
-@patch
-def break_down(
-    self: FastSimulation,
-    machine: str,  # its id
-    repair: float | None = None,  # s; None: drawn, as for that mode of failure, or for the first one
-    cause: str = "injected",  # one of its modes of failure, or any other word
-) -> None:  # raises SimulationError if there is no such machine, if it is down, or nobody knows how long it takes
-    "Break a machine now."
-    m, spec = _machine(self, machine)
-    N, F, modes = self.N, self.F, spec.failure_modes
+def break_machine(sim: FastSimulation, machine: str, repair: float | None, cause: str) -> None:
+    m, spec = _machine(sim, machine)
+    N, F, modes = sim.N, sim.F, spec.failure_modes
     if N[m + C.M_DOWN]:
         what = "maintenance" if N[m + C.M_DOWN] == C.CARED_FOR else "failure"
         raise SimulationError(f"it is down already, for {what}", f"machine {machine!r}")
@@ -2829,7 +2920,7 @@ def break_down(
         raise SimulationError("it never fails, so nobody knows how long", f"machine {machine!r}", "give 'repair'")
     if repair is not None and not repair > 0:
         raise SimulationError(f"a repair takes some time, not {repair:g} s", "repair")
-    if self.how is not None:
+    if sim.how is not None:
         return
     if repair is None and k < 0:
         repair = modes[0].mttr.mean
@@ -2837,44 +2928,31 @@ def break_down(
             repair = float(draw(N, F, N[N[m + C.M_MODES] + C.X_REPAIRS]))
     h = int(N[C.BREAKS] + N[C.BREAK_N] % C.MAX_INJURIES * C.INJURY)
     N[h + C.H_MODE] = N[m + C.M_MODES] + k * C.FAILURE if k >= 0 else 0
-    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(self, cause), math.nan if repair is None else repair
-    push(N, F, self._next_moment(), C.BREAK, m, N[C.BREAK_N], 0, 1)
+    N[h + C.H_CAUSE], F[h + C.H_REPAIR] = word(sim, cause), math.nan if repair is None else repair
+    push(N, F, _next_moment(sim), C.BREAK, m, N[C.BREAK_N], 0, 1)
     N[C.BREAK_N] += 1
 
 
-@patch
-def _next_moment(self: FastSimulation) -> float:  # s
+def _next_moment(sim: FastSimulation) -> float:  # s
     "Now, or, where something has started now already, the next moment that can be told from it."
-    drain(self)
-    started = self.N[C.ROWS] > 0 and self.F[C.INSTANT] == self.now
-    return math.nextafter(self.now, math.inf) if started else self.now
+    drain(sim)
+    started = sim.N[C.ROWS] > 0 and sim.F[C.INSTANT] == sim.now
+    return math.nextafter(sim.now, math.inf) if started else sim.now
 
 
-@patch
-def set_rule(
-    self: FastSimulation,
-    rule: str,  # a name in `RULES`
-    reason: str = "another rule",
-) -> None:
-    "Dispatch by another rule from now on; a plan that is being followed is given up."
+def follow_rule(sim: FastSimulation, rule: str, reason: str) -> None:
     find_rule(rule)
     if rule not in C.FAST_RULES:
         raise SimulationError("a rule of your own is called for each choice", "engine 'fast'", "take 'simpy'")
-    if self.how is not None:
+    if sim.how is not None:
         return
-    N = self.N
+    N = sim.N
     N[C.RULE] = C.FAST_RULES.index(rule)
     if N[C.PLANNED]:
-        give_plan_up(N, self.F, np.array(_alive(self), np.int64))
+        give_plan_up(N, sim.F, np.array(_alive(sim), np.int64))
     for k in range(int(N[C.N_MACHINES])):
-        touch(N, self.F, int(N[C.MACHINES]) + k * C.MACHINE)
-    say_plan(self, reason, Schedule())
-
-
-@patch
-def dispatch(self: FastSimulation, rule: str, reason: str) -> None:
-    "Give the plan up: from now on the rule decides."
-    self.set_rule(rule, reason)
+        touch(N, sim.F, int(N[C.MACHINES]) + k * C.MACHINE)
+    say_plan(sim, reason, Schedule())
 
 
 def _alive(sim: FastSimulation) -> list[int]:
@@ -2884,7 +2962,7 @@ def _alive(sim: FastSimulation) -> list[int]:
     alive = (row for row in rows if N[row + C.P_ALIVE])
     return sorted(alive, key=lambda row: (N[row + C.P_JOB] == 0, N[row + C.P_JOB], N[row + C.P_SERIAL]))
 
-# %% ../../nbs/twin/10_fast.ipynb #46b81962
+# %% ../../nbs/twin/10_fast.ipynb #c7ba3208
 def mirror(sim: FastSimulation) -> Plant:
     "The plant as objects, as far as one must see them to say what is wrong."
     N, F, blue = sim.N, sim.F, sim.blueprint

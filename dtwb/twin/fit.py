@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..core.errors import SimulationError
 from ..core.events import Event
 from ..core.factory import Factory, operation_of, parse_factory
 from .estimation import FEW, Fit, Sample, fit_distribution, plot_qq
+from .plant_log import open_log
 
 # %% ../../nbs/twin/66_fit.ipynb #fb38df09
 @dataclass
@@ -49,6 +51,9 @@ class Measured:
     "Durations, by what they are of."
 
     work: dict[tuple[str, str, str], list[tuple[float, bool, int]]] = field(default_factory=lambda: defaultdict(list))
+    modes: dict[tuple[str, str, str], list[float]] = field(
+        default_factory=dict
+    )  # all that were seen: doubtful durations
     setups: dict[tuple[str, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     histories: dict[str, list[list[tuple[str, str, float, float, bool]]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -93,11 +98,13 @@ def measure(
                     _see_work(m, e, watches[e.subject], pieces, jobs[e.job], done[e.job], doubtful)
             case ev.MachineFailed() | ev.MachineRepaired() | ev.MaintenanceStarted() | ev.MaintenanceFinished():
                 _see_downtime(m, e, watches[e.subject])
-            case ev.SetupStarted():
+            case ev.SetupStarted() if e.family:
                 w = watches[e.subject]
                 if w.family not in (None, e.family):
                     m.setups[e.subject, w.family or "", e.family].append(e.duration)
                 w.family = e.family
+            case ev.SetupStarted() | ev.MachineStatusChanged():
+                m.machines[e.subject] = None
             case ev.OrderReleased():
                 if released is not None and e.time > released:
                     m.gaps.append(e.time - released)
@@ -139,6 +146,7 @@ def _see_work(
         if not w.running:
             w.since = now
         w.running.add(e.job)
+        m.modes.setdefault((job.product, operation_of(e.operation), e.subject), [])
         if w.family is not None:
             m.families[job.product, operation_of(e.operation)][w.family] += 1
         return
@@ -151,8 +159,11 @@ def _see_work(
         return
     done.append(e.operation)
     _settle(m, e.subject, w, now)
-    if key not in doubtful:
-        w.finished.append((first, (job.product, operation_of(e.operation), e.subject), before + now - start, now))
+    mode = job.product, operation_of(e.operation), e.subject
+    if key in doubtful:
+        m.modes.setdefault(mode, []).append(before + now - start)
+    else:
+        w.finished.append((first, mode, before + now - start, now))
 
 
 def _settle(m: Measured, machine: str, w: _Watch, now: float) -> None:
@@ -317,7 +328,7 @@ class FitReport:
 
 # %% ../../nbs/twin/66_fit.ipynb #29319a3f
 def fit_factory(
-    logs: Any,  # the events of a run, an imported log, or a list of such
+    logs: Any,  # a run, its events, an imported log, a file, or a list of such
     template: Factory | None = None,  # the factory as far as it is known
     *,
     name: str = "fitted",
@@ -333,7 +344,7 @@ def fit_factory(
     measured = Measured()
     for log in _logs(logs):
         measure(getattr(log, "events", log), measured, getattr(log, "doubtful", ()))
-    if not measured.work:
+    if not measured.modes:
         raise SimulationError("no operation was begun in these events", "fit_factory")
     options: dict[str, Any] = {"criterion": criterion, "bootstrap": bootstrap, "seed": seed}
     report = FitReport()
@@ -349,12 +360,20 @@ def fit_factory(
 
 
 def _logs(logs: Any) -> list[Any]:
+    if isinstance(logs, str | Path):
+        return [open_log(logs)]
     if hasattr(logs, "events"):
         return [logs]
+    if not isinstance(logs, Iterable):
+        raise SimulationError(
+            f"{type(logs).__name__} is no log", "fit_factory", "give a run, its events, a file, or a list"
+        )
     logs = list(logs)
     if not logs:
         raise SimulationError("there are no events", "fit_factory")
-    return [logs] if isinstance(logs[0], Event) else logs
+    if isinstance(logs[0], Event):
+        return [logs]
+    return [each for log in logs for each in _logs(log)]
 
 # %% ../../nbs/twin/66_fit.ipynb #9a0bbf8c
 def _fit_all(
@@ -404,7 +423,11 @@ def _fill_in(data: dict[str, Any], m: Measured, report: FitReport, clocks: dict,
         for operation in product["operations"]:
             for mode in operation["modes"]:
                 found = _put(report, ("work", mode["machine"], product["id"], operation["id"]), least)
-                mode["duration"] = found or mode.get("duration")
+                mode["duration"] = (
+                    found
+                    or mode.get("duration")
+                    or _doubted(m, report, product["id"], operation["id"], mode["machine"])
+                )
     for machine in data["machines"]:
         id = machine["id"]
         known = {f.get("cause", "breakdown"): f for f in [machine.get("failure"), *machine.get("failures", ())] if f}
@@ -427,6 +450,14 @@ def _fill_in(data: dict[str, Any], m: Measured, report: FitReport, clocks: dict,
         _set_setups(machine, m, report)
 
 
+def _doubted(m: Measured, report: FitReport, product: str, operation: str, machine: str) -> float:  # s
+    "A number for what was never measured from its start to its end."
+    doubtful = m.modes[product, operation, machine]
+    under_way = [x for x, *_ in m.work.get((product, operation, machine), [])]
+    report.notes.append(f"{operation} of {product} on {machine} was never measured from start to end: a guess")
+    return float(np.median(doubtful or under_way or [60.0])) or 60.0
+
+
 def _set_setups(machine: dict[str, Any], m: Measured, report: FitReport) -> None:
     "Set-up times are numbers: the means."
     times: dict[str, dict[str, float]] = defaultdict(dict)
@@ -447,7 +478,7 @@ def _set_setups(machine: dict[str, Any], m: Measured, report: FitReport) -> None
 def _skeleton(m: Measured, name: str) -> dict[str, Any]:
     "Machines, products and routes as far as the log knows them."
     products = []
-    for product in dict.fromkeys(key[0] for key in sorted(m.work)):
+    for product in dict.fromkeys(key[0] for key in sorted(m.modes)):
         operations = _operations(m, product)
         products.append({"id": product, "operations": operations} | _routing(m, product, operations))
     machines = [_machine(m, id) for id in sorted(m.machines)]
@@ -464,7 +495,7 @@ def _operations(m: Measured, product: str) -> list[dict[str, Any]]:
         for i, visit in enumerate(v for v in route if "#" not in v):
             place[visit] += [i / len(route)] * min(count, 1000)
     machines: dict[str, list[str]] = defaultdict(list)
-    for of, name, machine in sorted(m.work):
+    for of, name, machine in sorted(m.modes):
         if of == product:
             machines[name].append(machine)
     order = sorted(machines, key=lambda o: (np.mean(place[o]) if place[o] else 2.0, o))
@@ -472,12 +503,13 @@ def _operations(m: Measured, product: str) -> list[dict[str, Any]]:
     for id in order:
         operation: dict[str, Any] = {
             "id": id,
-            "modes": [{"machine": machine, "duration": 1.0} for machine in machines[id]],
+            "modes": [{"machine": machine} for machine in machines[id]],
         }
         if families := m.families.get((product, id)):
             operation["family"] = families.most_common(1)[0][0]
         if (product, id) in m.inspected:
-            rework = {defect: target for (defect, target), _ in m.reworks[product, id].most_common()[::-1]}
+            seen = m.reworks[product, id].most_common()[::-1]
+            rework = {defect: to for (defect, to), _ in seen if to in order[: order.index(id) + 1]}
             operation["inspection"] = {"rework": rework} if rework else {}
         operations.append(operation)
     return operations
@@ -502,7 +534,7 @@ def _machine(m: Measured, id: str) -> dict[str, Any]:
     machine: dict[str, Any] = {"id": id}
     if m.batches[id] > 1:
         machine["batch_capacity"] = m.batches[id]
-    if any(id in {key[2] for key in m.work if key[:2] == (p, o)} for p, o in m.inspected):
+    if any(id in {key[2] for key in m.modes if key[:2] == (p, o)} for p, o in m.inspected):
         machine["camera"] = {}
     if defects := m.defects.get(id):
         rate = min(1.0, defects.total() / max(1, sum(len(v) for k, v in m.work.items() if k[2] == id)))
@@ -517,8 +549,10 @@ def _machine(m: Measured, id: str) -> dict[str, Any]:
 # %% ../../nbs/twin/66_fit.ipynb #046924b2
 def _orders(m: Measured) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[ev.JobReleased]] = defaultdict(list)
+    made = {product for product, *_ in m.modes}
     for job in m.jobs.values():
-        groups[job.order or job.subject, job.product].append(job)
+        if job.product in made:
+            groups[job.order or job.subject, job.product].append(job)
     several = Counter(order for order, _ in groups)
     orders = []
     for (order, product), jobs in groups.items():
@@ -544,7 +578,8 @@ def _as_source(data: dict[str, Any], m: Measured, report: FitReport) -> None:
         raise SimulationError(
             "orders at less than three times are no stream of arrivals", "fit_factory", "arrivals='orders'"
         )
-    mix = Counter(job.product for job in m.jobs.values())
+    made = {product for product, *_ in m.modes}
+    mix = Counter(job.product for job in m.jobs.values() if job.product in made)
     allowances = [job.due - job.time for job in m.jobs.values() if job.due is not None and job.due > job.time]
     source = {
         "id": "arrivals",

@@ -311,10 +311,11 @@ class Call(simpy.Event):
     callbacks = ()  # pyright: ignore[reportAssignmentType]
 
 
+_NORMAL, _LATE = EventPriority(1), EventPriority(2)
+
+
 class Clock(simpy.Environment):
     "SimPy's environment, with calls at an absolute time."
-
-    _NORMAL, _LATE = EventPriority(1), EventPriority(2)
 
     def __init__(self):
         super().__init__()
@@ -327,8 +328,7 @@ class Clock(simpy.Environment):
     def at(self, time: float, function: Callable, *args: Any, late: bool = False, live: bool = True) -> None:
         "Call at `time`; `late`: after the others of that time."
         self.live += live
-        call = Call(function, args, live)
-        heappush(self._queue, (time, self._LATE if late else self._NORMAL, next(self._eid), call))
+        heappush(self._queue, (time, _LATE if late else _NORMAL, next(self._eid), Call(function, args, live)))
 
     def call(
         self,
@@ -462,6 +462,7 @@ class Plant:
     planned: bool = False
     stations: list[Station] = field(default_factory=list)
     station: dict[str, Station] = field(default_factory=dict)  # by id
+    at_bit: dict[int, Station] = field(default_factory=dict)
     places: dict[str, Places] = field(default_factory=dict)
     steps: dict[tuple[str, str], Step] = field(default_factory=dict)  # (product, operation)
     routes: dict[str, tuple[tuple[str, Step], ...]] = field(default_factory=dict)  # product -> visits
@@ -515,7 +516,7 @@ class Plant:
         while mask:
             bit = mask & -mask
             mask ^= bit
-            yield self.stations[bit.bit_length() - 1]
+            yield self.at_bit[bit]
 
     def wake(self, m: Station, time: float) -> None:
         "Look at `m` at `time`, because something may become possible then."
@@ -550,6 +551,7 @@ def set_up(plant: Plant) -> None:
     plant.places = {b.id: Places(b.id, b.capacity) for b in factory.buffers}
     plant.stations = [_station(plant, i, m) for i, m in enumerate(factory.machines)]
     plant.station = {m.id: m for m in plant.stations}
+    plant.at_bit = {m.bit: m for m in plant.stations}
     for m in plant.stations:
         m.mask = m.places.mask if m.places is not None else m.bit
         m.again = m.mask if m.capacity > 1 or m.mask != m.bit else 0

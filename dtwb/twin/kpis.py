@@ -17,9 +17,9 @@ __all__ = ['UNITS', 'COUNTS', 'SHARES', 'RELEASED', 'FINISHED', 'SCRAPPED', 'REW
            'J_DUE', 'J_WEIGHT', 'J_SINCE', 'J_INSIDE', 'J_WHOLE', 'J_BEGUN', 'J_WORKED', 'J_BUSY', 'J_PRODUCT',
            'J_STATE', 'J_PLACE', 'J_MACHINE', 'J_RUNS', 'J_BACK', 'J_BAD', 'S_BUSY', 'S_PLANNED', 'S_OPEN_WORK',
            'S_DEFECTS', 'S_REPAIRS', 'S_DOWNTIME', 'S_PAID', 'P_LEVEL', 'P_AREA', 'P_SINCE', 'P_DUE', 'P_ON_TIME',
-           'P_WORKED', 'P_BUSY', 'P_LEAD', 'P_FIRST', 'P_BACK', 'FINE', 'DISORDER', 'NO_MACHINE', 'NO_JOB', 'NO_STEP',
-           'NO_STATUS', 'KpiTables', 'kpi_tables', 'measure', 'figures_of', 'as_figures', 'kpis', 'key_figures',
-           'dimensioned', 'over_time', 'status_intervals', 'executed', 'ended_jobs', 'work_in_progress']
+           'P_WORKED', 'P_BUSY', 'P_LEAD', 'P_FIRST', 'P_BACK', 'P_LATE', 'FINE', 'DISORDER', 'NO_MACHINE', 'NO_JOB',
+           'NO_STEP', 'NO_STATUS', 'KpiTables', 'kpi_tables', 'measure', 'figures_of', 'as_figures', 'kpis',
+           'key_figures', 'dimensioned', 'over_time', 'status_intervals', 'executed', 'ended_jobs', 'work_in_progress']
 
 # %% ../../nbs/twin/30_kpis.ipynb #12bd89c1
 import math
@@ -339,7 +339,9 @@ def _at(table: np.ndarray, i: int):
 J_RELEASED, J_DUE, J_WEIGHT, J_SINCE, J_INSIDE, J_WHOLE, J_BEGUN, J_WORKED, J_BUSY = range(9)  # s, of a job
 J_PRODUCT, J_STATE, J_PLACE, J_MACHINE, J_RUNS, J_BACK, J_BAD = range(7)  # state: 0 unknown, 1 in the plant, 2 ended
 S_BUSY, S_PLANNED, S_OPEN_WORK, S_DEFECTS, S_REPAIRS, S_DOWNTIME, S_PAID = range(7)  # sums of a machine
-P_LEVEL, P_AREA, P_SINCE, P_DUE, P_ON_TIME, P_WORKED, P_BUSY, P_LEAD, P_FIRST, P_BACK = range(10)  # of the plant
+P_LEVEL, P_AREA, P_SINCE, P_DUE, P_ON_TIME, P_WORKED, P_BUSY, P_LEAD, P_FIRST, P_BACK, P_LATE = range(
+    11
+)  # of the plant
 FINE, DISORDER, NO_MACHINE, NO_JOB, NO_STEP, NO_STATUS = range(6)  # what may be wrong
 
 
@@ -384,7 +386,7 @@ def measure(
     number, job = np.zeros((names, 7), np.int64), np.zeros((names, 9))
     here, leads, open_jobs, ended = np.empty(names, np.int64), np.empty(names), 0, 0
     status, since = np.zeros(machines, np.int64), np.zeros(machines)
-    spent, sums, plant = np.zeros((machines, STATUSES)), np.zeros((machines, 7)), np.zeros(10)
+    spent, sums, plant = np.zeros((machines, STATUSES)), np.zeros((machines, 7)), np.zeros(11)
     out[:] = 0.0
     w, start, end, last = 0, edges[0], edges[1], -np.inf
     plant[P_SINCE], now = start, out[0]
@@ -486,6 +488,7 @@ def measure(
             now[MAKESPAN] = time
             now[LATE] += late
             now[WEIGHTED] += late * j[J_WEIGHT]
+            plant[P_LATE] += min(late, time - start)
             now[MISSED] += n[J_BAD]
             plant[P_ON_TIME] += j[J_DUE] == j[J_DUE] and late == 0.0
             plant[P_FIRST] += n[J_BACK] == 0
@@ -568,6 +571,7 @@ def _close(
         if j[J_DUE] < end:
             plant[P_DUE] += 1.0
             now[LATE] += end - j[J_DUE]
+            plant[P_LATE] += end - max(j[J_DUE], start)
             now[WEIGHTED] += j[J_WEIGHT] * (end - j[J_DUE])
     work, setup, busy, planned, done = _machine_figures(t, start, end, spent, sums, now)
     _plant_figures(t, end - start, plant, leads, now)
@@ -647,7 +651,7 @@ def _plant_figures(t: KpiTables, length: float, plant: np.ndarray, leads: np.nda
     now[REWORK] = _share(plant[P_BACK], ended)
     now[PROCESS], now[ALLOCATION] = _share(plant[P_WORKED], plant[P_LEAD]), _share(plant[P_BUSY], plant[P_LEAD])
     now[ENERGY_JOB] = _share(now[ENERGY], finished)
-    now[COST_WIP], now[COST_LATE] = plant[P_AREA] / 3600.0 * t.costs[0], now[LATE] / 3600.0 * t.costs[1]
+    now[COST_WIP], now[COST_LATE] = plant[P_AREA] / 3600.0 * t.costs[0], plant[P_LATE] / 3600.0 * t.costs[1]
     now[COST_SCRAP], now[COST_MAINTAIN] = now[SCRAPPED] * t.costs[2], now[MAINTENANCES] * t.costs[3]
     now[COST] = now[COST_ENERGY : COST_MACHINES + 1].sum()
     now[COST_JOB] = _share(now[COST], finished)
@@ -729,7 +733,7 @@ def _whole(value: Any) -> Any:
 def _last(trace: Trace) -> float:
     if len(trace) == 0:
         raise SimulationError("there are no events", "kpis", "say when it ends")
-    return float(trace.rows["time"][-1])
+    return float(trace.rows["time"].max())
 
 
 def _measured(trace: Trace, factory: Factory, edges: np.ndarray) -> np.ndarray:  # (windows, figures)
@@ -803,6 +807,8 @@ def over_time(
     end = _last(trace) if end is None else end
     if not every > 0:
         raise SimulationError(f"an interval takes time, not {every:g} s", "over_time")
+    if not (end - start) / every <= 1e6:
+        raise SimulationError(f"more than a million intervals of {every:g} s", "over_time", "take longer ones")
     inner = np.arange(start, end, every)
     values = _measured(trace, factory, np.array([*inner, end]) if len(inner) else np.array([start, end]))
     data = _dataset(as_figures(values, len(factory.machines)), factory, "time")

@@ -60,7 +60,11 @@ def expected_completion(plant: Plant, part: Part, m: Station) -> float:  # s
 def wait_to_move(plant: Plant, part: Part) -> None:
     "The part has done what it came for, and wants to go on."
     if part.free:
-        choose(plant, part)
+        m = part.step.only  # pyright: ignore[reportOptionalMemberAccess]
+        if m is None or m.rivals:
+            choose(plant, part)
+        else:
+            part.choice = m
     plant.turn = part.turn = plant.turn + 1
     part.moving = True
     if part.buffer is not None:
@@ -249,14 +253,14 @@ def run_time(plant: Plant, origin: str, destination: str) -> float:  # s
 # %% ../../nbs/twin/04_moving.ipynb #2c91b7ea
 def move(plant: Plant) -> bool:
     "Let all go that need no place, one after the other, else the first for which there is one; whether any did."
-    moved = False
+    moved, go = False, let_go if plant.vehicles else set_out
     while True:
         direct = placed = None
         look = plant.awaited if plant.look_at_all else plant.awaited & plant.calling
         while look:
             bit = look & -look
             look ^= bit
-            m = plant.stations[bit.bit_length() - 1]
+            m = plant.at_bit[bit]
             if (entry := _first_direct(plant, m)) is not None:
                 direct = entry if direct is None else min(direct, entry)
             elif direct is None and not moved and (entry := _first_with_a_place(plant, m)) is not None:
@@ -264,14 +268,14 @@ def move(plant: Plant) -> bool:
         if direct is not None:
             part = direct[2]
             m: Station = part.towards  # pyright: ignore[reportAssignmentType]
-            let_go(plant, part, m, m.places is not None)
+            go(plant, part, m, m.places is not None)
             moved = True
         elif placed is not None:
             part = placed[2]
             m: Station = part.towards  # pyright: ignore[reportAssignmentType]
             if m.sequence:
                 part, m = _who_goes_first(plant, part, m)
-            let_go(plant, part, m, False)
+            go(plant, part, m, False)
             return True
         else:
             if not moved:

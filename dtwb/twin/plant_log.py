@@ -153,6 +153,11 @@ class _Story:
     orders: dict[str, list[ev.JobReleased]] = field(default_factory=lambda: defaultdict(list))
     holds: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     variants: dict[tuple[str, ...], str] = field(default_factory=dict)
+    modes: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # product -> (operation, machine)
+
+    def __post_init__(self):
+        for product in self.factory.products if self.factory else ():
+            self.modes[product.id] = {(o.id, mode.machine) for o in product.operations for mode in o.modes}
 
 
 def _number(story: _Story, pieces: list[Piece], key: str, kind: type, default: Any, low: float, high: float) -> Any:
@@ -189,16 +194,25 @@ def _visits(story: _Story, pieces: list[Piece], known_status: bool) -> list[list
     return visits
 
 # %% ../../nbs/twin/63_plant_log.ipynb #9625eb9a
-def _product(story: _Story, pieces: list[Piece], done: list[str]) -> str:
+def _product(story: _Story, pieces: list[Piece]) -> tuple[str, list[Piece]]:  # and the pieces that it can have
+    "The product of a case: as the log says, or else by what was done."
     said = next((p.said["product"] for p in pieces if "product" in p.said), "")
-    operations = dict.fromkeys(operation_of(visit) for visit in done)
     if story.factory is None:
-        return said or story.variants.setdefault(tuple(operations), f"variant_{len(story.variants) + 1}")
-    products = {p.id: {o.id for o in p.operations} for p in story.factory.products}
-    if said and said not in products:
+        done = tuple(dict.fromkeys(operation_of(p.activity) for p in sorted(pieces, key=lambda p: p.start)))
+        return said or story.variants.setdefault(done, f"variant_{len(story.variants) + 1}"), pieces
+    if said and said not in story.modes:
         story.wrong.add(pieces[0].row, "product", "unknown", said, "looked for by what was done")
-    fits = [id for id, known in products.items() if known >= operations.keys()]
-    return said if said in products else next(iter(fits), next(iter(products)))
+    tried = [said] if said in story.modes else list(story.modes)
+    count = {id: sum((operation_of(p.activity), p.resource) in story.modes[id] for p in pieces) for id in tried}
+    product = max(tried, key=lambda id: count[id])
+    kept = []
+    for p in pieces:
+        if (operation_of(p.activity), p.resource) in story.modes[product]:
+            kept.append(p)
+        else:
+            what = f"not done on {p.resource} for {product}, says the factory"
+            story.wrong.add(p.row, "activity", what, p.activity, "left out")
+    return product, kept
 
 
 def _unused(operation: str, names: list[str]) -> str:
@@ -208,12 +222,12 @@ def _unused(operation: str, names: list[str]) -> str:
     return visit
 
 
-def _tell_case(story: _Story, case: str, pieces: list[Piece], known_status: bool) -> None:
+def _tell_case(story: _Story, case: str, product: str, pieces: list[Piece], known_status: bool) -> None:
     visits, names = _visits(story, pieces, known_status), []
     for visit in visits:
         given = visit[0].activity
         names.append(given if "#" in given and given not in names else _unused(operation_of(given), names))
-    product, events = _product(story, pieces, names), story.events
+    events = story.events
     release = min(_number(story, pieces, "release", float, pieces[0].start, 0, LATEST), pieces[0].start)
     due = _number(story, pieces, "due", float, None, -LATEST, LATEST)
     order = next((p.said["order"] for p in pieces if "order" in p.said), case)
@@ -421,12 +435,18 @@ def import_log(
     }
     story = _tell(pieces, words, factory, "status" in mapping or "lifecycle" in mapping, wrong)
     events = in_order(story.events)
+    if not any(isinstance(e, ev.OperationStarted | ev.MachineFailed | ev.MaintenanceStarted) for e in events):
+        row, column, what, value, _ = sorted(wrong.rows)[0] if wrong.rows else (2, "", "no row", "", "")
+        first = f"row {row}, {column}: {what} {value!r}; the first of {len(wrong.rows)} findings"
+        raise SimulationError("nothing in it can be used", source if isinstance(source, str | Path) else "table", first)
     fold(events, initial_state(factory) if factory else None)  # it can have happened
     return ImportedLog(events, wrong.table, zero, factory, frozenset(story.doubts))
 
 
 def _check_mapping(mapping: Mapping[str, str], frame: pd.DataFrame, source: Any) -> None:
     where = "the table" if isinstance(source, pd.DataFrame) else source
+    if not len(frame.columns):
+        raise SimulationError("it is empty", where)
     for key, column in mapping.items():
         if key not in COMMON:
             raise SimulationError(f"nothing is called {key!r}", "the mapping", f"known: {', '.join(COMMON)}")
@@ -484,13 +504,15 @@ def _told(
     known_status: bool,
 ) -> _Story:
     work: dict[str, list[Piece]] = defaultdict(list)
+    product: dict[str, str] = {}
     for case, rows in cases.items():
+        product[case], rows = _product(story, rows)
         cases[case] = _in_sequence(rows, case, story.doubtful, story.wrong)
         for p in cases[case]:
             work[p.resource].append(p)
     for case, rows in sorted(cases.items(), key=lambda item: (item[1][0].start if item[1] else 0.0, item[0])):
         if rows:
-            _tell_case(story, case, rows, known_status)
+            _tell_case(story, case, product[case], rows, known_status)
     for order, jobs in story.orders.items():
         first = min(jobs, key=lambda job: job.time)
         due = max((job.due for job in jobs if job.due is not None), default=None)

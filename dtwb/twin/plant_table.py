@@ -193,7 +193,8 @@ def _read_csv(path: Path, delimiter: str | None, encoding: str, wrong: "Findings
                 cells.append([plain_cell(cell).strip() for cell in row])
                 numbers.append(number)
     except (OSError, UnicodeError, LookupError, csv.Error) as e:
-        raise StoreError(f"it cannot be read: {getattr(e, 'strerror', None) or e}", path, "another encoding?") from None
+        how = "another encoding?" if isinstance(e, UnicodeError) else ""
+        raise StoreError(f"it cannot be read: {getattr(e, 'strerror', None) or e}", path, how) from None
     finally:
         csv.field_size_limit(limit)
     if len(set(head)) < len(head):

@@ -328,6 +328,9 @@ class Scene:
         width: int = 900,  # px
         height: int | None = None,  # px; None: as the floor asks for
     ):
+        if not (isinstance(what, Factory) or hasattr(what, "factory")):
+            hint = "events go with their factory: Scene(factory, events)"
+            raise SimulationError(f"a scene is of a run or a factory, not of a {type(what).__name__}", "scene", hint)
         factory = what if isinstance(what, Factory) else what.factory
         past: Any = [] if isinstance(what, Factory) else getattr(what, "trace", None) or what.events
         self.film = Film(factory, past if events is None else events)
@@ -375,14 +378,14 @@ class Scene:
 
         return ipywidgets.VBox([self.stage.renderer, self.words])
 
+    def __repr__(self) -> str:
+        return f"Scene({self.film.layout.factory.name!r}, {self.moment.time:g} s)"
+
     def _repr_html_(self) -> str:
         return self.picture + self.legend
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, Any]:
-        shown = {
-            "text/html": self._repr_html_(),
-            "text/plain": f"Scene({self.film.layout.factory.name!r}, {self.moment.time:g} s)",
-        }
+        shown = {"text/html": self._repr_html_(), "text/plain": repr(self)}
         return {**self.widget._repr_mimebundle_(), **shown} if has_kernel() else shown
 
 

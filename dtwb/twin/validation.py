@@ -342,11 +342,12 @@ def run_case(
     case: Case,
     seed: int = 0,
     engine: str = "auto",
-    **more: Any,  # of `replicate`
+    executor: str = "serial",  # a case takes less than it takes to start a pool of processes
 ) -> dict[str, Any]:  # case, exact, simulated, low, high, holds
     "Replicate, and compare with what is known."
     window = {"start": case.start, "end": case.end, "until": case.end}
-    runs = replicate(case.factory, n=case.n, seed=seed, engine=engine, antithetic=True, **window, **more)
+    more = {"engine": engine, "executor": executor, "antithetic": True}
+    runs = replicate(case.factory, n=case.n, seed=seed, **window, **more)
     values = pair_means(runs[case.figure].values[None])[0] / (3600 if case.figure == "throughput_rate" else 1)
     return {"case": case.name} | check(values, case.exact, case.sharp, case.slack)
 
@@ -357,22 +358,22 @@ def cases() -> dict[str, Case]:
 
 
 def _queues() -> Iterator[Case]:
-    def case(name, plant, exact, figure="W", end=20_000.0, n=24, sharp=0.07):
+    def case(name, plant, exact, figure="W", end=12_000.0, n=24, sharp=0.12):
         known = {"W": "lead_time_mean", "L": "wip_mean"}[figure]
         return Case(f"{name}, {figure}", plant, exact[figure], known, 400.0, end, n, sharp)
 
     yield from (case("M/M/1", queue(0.8), queue_figures(0.8), figure) for figure in ("W", "L"))
     for c in (2, 3, 5):
-        yield case(f"M/M/{c}", queue(0.8 * c, servers=c), queue_figures(0.8 * c, servers=c), end=20_000 / c)
+        yield case(f"M/M/{c}", queue(0.8 * c, servers=c), queue_figures(0.8 * c, servers=c), end=12_000 / c)
     erlang = {"distribution": "gamma", "mean": 1, "cv": math.sqrt(1 / 2)}
     lognormal = {"distribution": "lognormal", "mean": 1, "cv": 2}
     yield case("M/D/1", queue(0.8, 1), queue_figures(0.8, cv=0))
     yield case("M/E2/1", queue(0.8, erlang), queue_figures(0.8, cv=math.sqrt(1 / 2)))
-    yield case("M/G/1, lognormal of cv 2", queue(0.8, lognormal), queue_figures(0.8, cv=2), n=40, sharp=0.15)
+    yield case("M/G/1, lognormal of cv 2", queue(0.8, lognormal), queue_figures(0.8, cv=2), n=32, sharp=0.25)
     failure = {"mtbf": exponential(100), "mttr": exponential(10)}
     mean, cv = effective_work(1, 1, 100, 10)
     rate = 0.8 / mean
-    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=30, sharp=0.12)
+    yield case("M/M/1 that breaks", queue(rate, failure=failure), queue_figures(rate, mean, cv), n=24, sharp=0.2)
     yield case("Jackson network", jackson(**JACKSON), jackson_figures(**JACKSON), end=10_000.0)
 
 
@@ -394,7 +395,7 @@ def _unreliable() -> Iterator[Case]:
 
     for n in (2, 5, 10):
         yield case(f"Buzacott, {n} machines", buzacott_rate(*[0.1] * n), 0.0002 * n**2, n)
-    for clock, n in itertools.product(("operating", "calendar"), (1, 5, 10, 20, 50)):
+    for clock, n in itertools.product(("operating", "calendar"), (1, 10, 50)):
         ends = [two_machine_rate(n + more, 100, 10, clock) for more in (0, 1)]  # a part on the machine is half a place
         name = f"two that break, {n} places, {clock} clock"
         yield case(name, sum(ends) / 2, abs(ends[1] - ends[0]) / 2 + 2e-4, 2, n, clock)

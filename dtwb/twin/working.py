@@ -121,7 +121,10 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     now = plant.now
     m.pieces.remove(piece)
     if not m.pieces:
-        _stop(m, piece.remaining if m.capacity == 1 else now - m.run_start)
+        worked = piece.remaining if m.capacity == 1 else now - m.run_start
+        m.running, m.token = False, m.token + 1
+        for k in m.by_work:
+            m.left[k] -= worked
     m.since_maintenance += piece.duration
     if piece.staff:
         for person in piece.staff:
@@ -154,10 +157,11 @@ def finish(plant: Plant, m: Station, piece: Piece, token: int) -> None:
     plant.touched |= m.bit
     if len(m.holds) < m.capacity or m.wanted is not None or m.mask != m.bit:
         plant.marked |= m.mask
-    if m.by_work and not m.running:
-        k = min(m.by_work, key=m.left.__getitem__)
-        if m.left[k] <= 1e-9:
-            fail(plant, m, k)
+    if not m.running:
+        for k in m.by_work:
+            if m.left[k] <= 1e-9:
+                fail(plant, m, min(m.by_work, key=m.left.__getitem__))
+                break
 
 
 def _goes_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bool:
@@ -167,14 +171,6 @@ def _goes_on(plant: Plant, m: Station, part: Part, visit: str, step: Step) -> bo
     return step.spec.inspection is None or _passes(plant, m, part, visit, step)
 
 
-def _stop(m: Station, worked: float) -> None:
-    "It runs no longer: its clocks of failure have gone on for what it `worked`."
-    m.running = False
-    m.token += 1
-    for k in m.by_work:
-        m.left[k] -= worked
-
-
 def interrupt(plant: Plant, m: Station, reason: str) -> None:
     "All work stands still; what is left of it is kept."
     for piece in m.pieces:
@@ -182,7 +178,9 @@ def interrupt(plant: Plant, m: Station, reason: str) -> None:
         piece.token += 1
         for part in piece.parts:
             plant.note((ev.OperationInterrupted, plant.now, m.id, part.job.id, part.visit, reason, piece.remaining))
-    _stop(m, plant.now - m.run_start)
+    m.running, m.token = False, m.token + 1
+    for k in m.by_work:
+        m.left[k] -= plant.now - m.run_start
 
 
 def _pause(plant: Plant, m: Station, token: int) -> None:
@@ -600,8 +598,9 @@ def show_statuses(plant: Plant) -> None:
     while touched:
         bit = touched & -touched
         touched ^= bit
-        m = plant.stations[bit.bit_length() - 1]
-        if (new := status(plant, m)) is not m.status:
+        m = plant.at_bit[bit]
+        new = _RUNNING if m.running else status(plant, m)
+        if new is not m.status:
             show(plant, m, new)
 
 

@@ -339,15 +339,18 @@ def compiled(simulate, line):
 def dtwb(line, record, engine):
     from run_twin import line_factory
 
-    from dtwb.twin.simulation import simulate
+    from dtwb.twin.fast import FastSimulation
+    from dtwb.twin.simulation import Simulation
 
-    simulate(line_factory(line | {"jobs": 20}), seed=line["seed"], engine=engine, record=record)  # compile
+    simulation = {"simpy": Simulation, "fast": FastSimulation}[engine]
+    simulation(line_factory(line | {"jobs": 20}), seed=line["seed"], record=record).run()  # compile
 
     def run():
-        plant = line_factory(line | {"jobs": len(line["arrivals"])})
-        found = simulate(plant, seed=line["seed"], engine=engine, record=record)
-        rows = len(found.trace) if record else 0
-        return {"makespan": found.end, "finished": found.finished, "rows": rows, "how": found.how}
+        jobs = len(line["arrivals"])
+        sim = simulation(line_factory(line | {"jobs": jobs}), seed=line["seed"], record=record)
+        found = sim.run()
+        assert found.how == "finished", found.how
+        return {"makespan": sim.now, "finished": jobs, "rows": len(found.trace)}
 
     return run
 
