@@ -44,7 +44,7 @@ from . import cells as C
 from .blueprint import Blueprint, blueprint, lay_out, seed_all, stock_up
 from .floor import Group, Part, Piece, Plant, Promised, Station, set_up
 from .rules import find_rule
-from .simulation import Run, Simulation
+from .simulation import Run, Simulation, check_settings, check_time
 from .stuck import circle, complaints, crowded
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def emit(N, F, R, kind, subject, rank, a, b, c, d, e, x, y, z):
 
 @quick
 def settle(N, F, R):
-    "Sort the events of the time that is over, and give them that time; False: they are many, and the driver sorts them first."
+    "Sort the events of the time that is over, and give them that time; False: the driver has to sort, they are many."
     first, n, spare = N[C.FIRST], N[C.ROWS], N[C.ROWS_MAX]
     if n - first > 64 and N[C.SORTED] != n:
         return False
@@ -270,7 +270,7 @@ def contains(N, at, n, p):
 
 @quick
 def unlink(N, head, p, after):
-    "Take `p` out of the chain whose first and last are at `head` and `head` + 1, through its fields `after` and `after` + 1."
+    "Take `p` out of the chain that begins at `head` and ends at `head` + 1, by its fields `after` and `after` + 1."
     following, previous = N[p + after], N[p + after + 1]
     if previous:
         N[previous + after] = following
@@ -632,6 +632,8 @@ def take_off(N, F, p):
     if m:
         drop(N, N[m + C.M_HOLDS], m + C.M_HELD, p)
         N[p + C.P_ON] = 0
+        if N[p + C.P_COUNTED] == m:
+            count_kanban(N, F, p, 0)
         touch(N, F, m)
 
 
@@ -2249,7 +2251,7 @@ def run(N, F, R):
             N[C.PHASE] = 1
         if N[C.PHASE] == 1:  # what ends or comes
             while True:
-                if N[C.COMING_FROM] or N[C.RELEASE_NEXT] < N[C.RELEASE_END]:
+                if N[C.COMING_FROM] or N[C.WALKING] or N[C.RELEASE_NEXT] < N[C.RELEASE_END]:
                     if not finish_release(N, F, R):
                         return C.NEEDS
                 if N[C.HEAP_N] == 0 or F[N[C.HEAP]] > F[C.NOW]:
@@ -2368,7 +2370,7 @@ def end(N, F, R, how):
 
 @quick
 def give_plan_up(N, F, parts):
-    "The rule decides from now on, for all parts, which are given in order: what has set out stays with its target, the rest chooses."
+    "The rule decides from now on: of the parts, given in order, those that have set out stay with it, the rest chooses."
     N[C.PLANNED] = 0
     N[C.DISORDER] = 1
     for k in range(N[C.N_MACHINES]):
@@ -2551,6 +2553,7 @@ class FastSimulation:
     ) -> bool:  # whether it goes on
         "Go on by one instant, or by `dt`."
         if dt is not None:
+            check_time(dt, "dt")
             self.run_until(self.now + dt)
         else:
             self._go(math.inf, 1)
@@ -2561,6 +2564,7 @@ class FastSimulation:
         time: float,  # s
     ) -> None:
         "Go on until `time`, inclusive."
+        check_time(time, "time")
         if self._go(time) == C.REACHED and time > self.now:
             if self.until is not None and time > self.until:
                 self._go(math.inf, 1)
@@ -2587,6 +2591,12 @@ class FastSimulation:
         return Run(
             self.trace, self.factory, self.seed, self.how or "", self.run_id, self.engine, disturbances, self.antithetic
         )
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        ended, end = counts.get("JobFinished", 0) + counts.get("PartScrapped", 0), f", {self.how}" if self.how else ""
+        released = counts.get("JobReleased", 0)
+        return f"FastSimulation({self.factory.name!r} at {self.now:g} s, {ended} of {released} jobs ended{end})"
 
     def request_maintenance(
         self,
@@ -2661,11 +2671,7 @@ def _refuse_what_cannot_be(
         raise TypeError(f"FastSimulation takes no {sorted(unknown)[0]!r}")
     if why := why_not_fast(factory, schedule, rule=rule, **more):
         raise SimulationError(f"the fast engine does not do this: {why}", "engine 'fast'", "take 'auto' or 'simpy'")
-    if seed < 0:
-        raise SimulationError(f"a seed is not negative, not {seed}", "seed")
-    endless = [source.id for source in factory.sources if source.limit is None]
-    if endless and until is None:
-        raise SimulationError(f"the source {endless[0]!r} never ends", "until", "say when to stop, or give it a limit")
+    check_settings(factory, seed, until)
     find_rule(rule)
 
 
@@ -2899,10 +2905,16 @@ def ask_for_maintenance(sim: FastSimulation, machine: str, reason: str) -> None:
     if spec.maintenance is None:
         what = "this machine has no maintenance"
         raise SimulationError(what, f"machine {machine!r}", "give it a 'maintenance' with a duration")
-    if sim.how is None and sim.N[m + C.M_WANTED] < 0 and sim.N[m + C.M_DOWN] != C.CARED_FOR:
+    _goes_on(sim, "maintenance")
+    if sim.N[m + C.M_WANTED] < 0 and sim.N[m + C.M_DOWN] != C.CARED_FOR:
         sim.N[m + C.M_WANTED] = word(sim, reason)
         touch(sim.N, sim.F, m)
         push(sim.N, sim.F, sim.now, C.WAKE, 0, 0, 0, 1)
+
+
+def _goes_on(sim: FastSimulation, what: str) -> None:
+    if sim.how is not None:
+        raise SimulationError(f"the run has ended ({sim.how}): too late for {what}", f"t = {sim.now:g} s")
 
 
 def _machine(sim: FastSimulation, id: str) -> tuple[int, Machine]:
@@ -2925,8 +2937,7 @@ def break_machine(sim: FastSimulation, machine: str, repair: float | None, cause
         raise SimulationError("it never fails, so nobody knows how long", f"machine {machine!r}", "give 'repair'")
     if repair is not None and not repair > 0:
         raise SimulationError(f"a repair takes some time, not {repair:g} s", "repair")
-    if sim.how is not None:
-        return
+    _goes_on(sim, "a breakdown")
     if repair is None and k < 0:
         repair = modes[0].mttr.mean
         if N[m + C.M_N_MODES]:
@@ -2949,8 +2960,7 @@ def follow_rule(sim: FastSimulation, rule: str, reason: str) -> None:
     find_rule(rule)
     if rule not in C.FAST_RULES:
         raise SimulationError("a rule of your own is called for each choice", "engine 'fast'", "take 'simpy'")
-    if sim.how is not None:
-        return
+    _goes_on(sim, "another rule")
     N = sim.N
     N[C.RULE] = C.FAST_RULES.index(rule)
     if N[C.PLANNED]:

@@ -139,6 +139,8 @@ def save_snapshot(snapshot: Snapshot, path: str | Path) -> None:
 
 
 def load_snapshot(path: str | Path, factory: Factory) -> Snapshot:
+    if not isinstance(factory, Factory):
+        raise SimulationError(f"a snapshot is read with its factory, not with {factory!r}", path)
     kinds = {"cells": np.dtype(np.int64), "rows": TRACE, "trace": TRACE, "words": np.dtype(np.uint8)}
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -147,7 +149,7 @@ def load_snapshot(path: str | Path, factory: Factory) -> Snapshot:
     except OSError as e:
         raise SimulationError(f"cannot be read: {e.strerror or e}", path) from None
     except Exception as e:  # zipfile, zlib and numpy each have their own
-        raise SimulationError(f"not a whole snapshot: {e}", path) from None
+        raise SimulationError("it is not a snapshot, or not a whole one", path) from e
     if any(part.dtype != kinds[name] or part.ndim != 1 for name, part in parts.items()) or seal != _sealed(parts):
         raise SimulationError("the file has been damaged or changed", path)
     words = json.loads(parts["words"].tobytes())
