@@ -2435,6 +2435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.fast.pop': ('twin/fast.html#pop', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.publish': ('twin/fast.html#publish', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.push': ('twin/fast.html#push', 'dtwb/twin/fast.py'),
+                                'dtwb.twin.fast.read_log': ('twin/fast.html#read_log', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.release': ('twin/fast.html#release', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.remember_machine': ('twin/fast.html#remember_machine', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.remember_room': ('twin/fast.html#remember_room', 'dtwb/twin/fast.py'),

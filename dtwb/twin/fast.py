@@ -23,8 +23,8 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'arrive', 'in_words', 'plan_arrival', 'full', 'happen', 'finish_release', 'run', 'is_stuck', 'in_a_circle',
            'show_all', 'end', 'give_plan_up', 'begin_run', 'why_not_fast', 'FastSimulation', 'known_blueprint',
            'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room', 'set_rows', 'sort_many', 'drain',
-           'word', 'trace_of', 'state_of', 'publish', 'ask_for_maintenance', 'break_machine', 'follow_rule', 'mirror',
-           'give_up']
+           'read_log', 'word', 'trace_of', 'state_of', 'publish', 'ask_for_maintenance', 'break_machine', 'follow_rule',
+           'mirror', 'give_up']
 
 # %% ../../nbs/twin/10_fast.ipynb #56f14178
 import math
@@ -2770,8 +2770,10 @@ def make_room(sim: FastSimulation) -> None:
     if N[C.ERROR]:
         raise crowded(mirror(sim))
     sort_many(sim)
-    drain(sim)
+    log = int(N[C.LOG_MAX]) * (2 if N[C.LOG_N] + N[C.LOG_SLACK] > N[C.LOG_MAX] and N[C.LOG_MAX] < 1 << 16 else 1)
+    read_log(sim)
     if N[C.ROWS] > N[C.ROWS_ENOUGH]:
+        drain(sim)
         total = sum(map(len, sim.chunks)) + int(N[C.ROWS])
         rows = np.empty(min(max(2 * total, 1 << 14), 1 << 20) + 4 * int(N[C.ROWS] + N[C.ROWS_SLACK]), TRACE)
         rows[: N[C.ROWS]] = sim.R[: N[C.ROWS]]
@@ -2780,7 +2782,7 @@ def make_room(sim: FastSimulation) -> None:
     rows = N[N[C.STREAMS] : N[C.STREAMS] + N[C.N_STREAMS] * C.STREAM].reshape(-1, C.STREAM)
     left, made, margin = rows[:, C.S_HAVE] - rows[:, C.S_USED], rows[:, C.S_MADE], rows[:, C.S_MARGIN]
     short = (rows[:, C.S_USED] > rows[:, C.S_ENOUGH]) | (left < made // 4)
-    parts, heap, nodes, log = (int(N[k]) for k in (C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX, C.LOG_MAX))
+    parts, heap, nodes = (int(N[k]) for k in (C.PARTS_MAX, C.HEAP_MAX, C.NODES_MAX))
     parts *= 2 if N[C.PARTS_LEFT] < 2 else 1
     heap *= 2 if N[C.HEAP_N] > N[C.HEAP_ENOUGH] else 1
     nodes *= 2 if N[C.NODES_LEFT] < 2 else 1
@@ -2810,24 +2812,27 @@ def sort_many(sim: FastSimulation) -> None:
 
 def drain(sim: FastSimulation) -> None:
     "Take over what the kernel has written."
-    N, R = sim.N, sim.R
-    first, n = int(N[C.FIRST]), int(N[C.ROWS])
-    if N[C.RECORD]:
-        if first:
-            sim.chunks.append(R[:first])
-            sim.R = R[first:]
-            N[[C.FIRST, C.ROWS]] = 0, n - first
-            N[C.SORTED] -= first
-            set_rows(sim)
-    at, end, words = int(N[C.LOG]), int(N[C.LOG] + N[C.LOG_N]), []
-    while at < end:
-        kind = int(N[at])
+    N, first = sim.N, int(sim.N[C.FIRST])
+    if N[C.RECORD] and first:
+        sim.chunks.append(sim.R[:first])
+        sim.R = sim.R[first:]
+        N[[C.FIRST, C.ROWS, C.SORTED]] -= first
+        set_rows(sim)
+    read_log(sim)
+
+
+def read_log(sim: FastSimulation) -> None:
+    "Take over the words and routes that the kernel has made."
+    N, objects, words = sim.N, sim.objects, []
+    sources, log, at = sim.factory.sources, N[N[C.LOG] : N[C.LOG] + N[C.LOG_N]].tolist(), 0
+    while at < len(log):
+        kind = log[at]
         if kind < 0:
-            order = f"{sim.factory.sources[-1 - kind].id}-{int(N[at + 1]):07}"
+            order = f"{sources[-1 - kind].id}-{log[at + 1]:07}"
             words += [order, f"{order}-1"]
             at += 2
         else:
-            sim.objects.append(tuple(_visit(sim.blueprint, code) for code in N[at + 1 : at + 1 + kind].tolist()))
+            objects.append(tuple([_visit(sim.blueprint, code) for code in log[at + 1 : at + 1 + kind]]))
             at += kind + 1
     if words:
         sim.names = [*sim.names, *words]  # a new list: traces share the old one
