@@ -83,6 +83,8 @@ def _follow(whole: Any, words: list[str], at: str, new: bool) -> Iterator[tuple]
         return
     if size == 0 and whole is None:
         raise FactoryError(f"{at} is not given", how="set it as a whole")
+    if size == 0 and not known and not isinstance(whole, Mapping | tuple):
+        raise FactoryError(f"{at} is {whole!r}: there is nothing in it")
     if size == 0:
         raise _missing(words[0], known, at)
     name = ".".join(words[:size])
@@ -200,7 +202,10 @@ _DERIVED = "empirical", "triangular", "scipy"  # whose mean follows from the res
 
 def _number(value: Any, path: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        what = "is not given" if value is None else f"is {_short(value)!r}, not a number"
+        whole = isinstance(value, dict | list)
+        what = (
+            "is not given" if value is None else "is " + ("a whole part" if whole else repr(value)) + ", not a number"
+        )
         raise FactoryError(f"{path} {what}")
     return value
 

@@ -73,11 +73,12 @@ def sobol_indices(
     if n < 2 or n & (n - 1):
         raise SimulationError(f"{n} is not a power of two", "sobol_indices", "take 128, 256, ...")
     problem = _problem(parameters)
-    points = sampling.sample(problem, n, calc_second_order=False, seed=seed)
+    # SALib takes seed 0 for none, hence + 1
+    points = sampling.sample(problem, n, calc_second_order=False, seed=seed + 1)
     values = _values(response, points, len(parameters) + 2)
 
     def analyse(y: np.ndarray) -> dict[str, np.ndarray]:
-        found = analysis.analyze(problem, y, calc_second_order=False, conf_level=confidence, seed=seed)
+        found = analysis.analyze(problem, y, calc_second_order=False, conf_level=confidence, seed=seed + 1)
         return {
             "first": found["S1"],
             "first_half_width": found["S1_conf"],
@@ -149,9 +150,9 @@ def morris_effects(
     from SALib.sample import morris as sampling
 
     problem = _problem(parameters)
-    points = sampling.sample(problem, trajectories, num_levels=levels, seed=seed)
+    points = sampling.sample(problem, trajectories, num_levels=levels, seed=seed + 1)
     values = _values(response, points, len(parameters) + 1)
-    options = {"num_levels": levels, "conf_level": confidence, "seed": seed}
+    options = {"num_levels": levels, "conf_level": confidence, "seed": seed + 1}
 
     def analyse(y: np.ndarray) -> dict[str, np.ndarray]:
         found = analysis.analyze(problem, points[: len(y)], y, **options)

@@ -82,6 +82,8 @@ def _what_it_waits_for(plant: Plant, part: Part) -> str:
     if part.moving:
         if m.kanban is not None and m.kanbans >= m.kanban:
             return f"a kanban of {m.id}"
+        if m.places is not None and m.places.capacity == 0:
+            return f"{m.id}, which takes parts directly: {m.places.id} has no places"
         others = ", ".join(sorted(p.job.id for p in (m.places.taken if m.places is not None else ())))
         if m.places is not None and not is_in_turn(m.places, part):
             return f"its turn to take a place in {m.spec.buffer}"
