@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.core.factory._Model': ('core/factory.html#_model', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._Model.__repr_args__': ( 'core/factory.html#_model.__repr_args__',
                                                                                'dtwb/core/factory.py'),
+                                   'dtwb.core.factory._Model.model_copy': ('core/factory.html#_model.model_copy', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._check': ('core/factory.html#_check', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._check_battery': ('core/factory.html#_check_battery', 'dtwb/core/factory.py'),
                                    'dtwb.core.factory._check_closing': ('core/factory.html#_check_closing', 'dtwb/core/factory.py'),

@@ -13,14 +13,14 @@ __all__ = ['Id', 'Seconds', 'Amount', 'Rate', 'Share', 'Number', 'DAY', 'Positio
 # %% ../../nbs/core/30_factory.ipynb #d032e6ee
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -47,6 +47,13 @@ class _Model(BaseModel):
     def __repr_args__(self) -> Any:
         "What is not as usual."
         return [(name, value) for name, value in self if value != type(self).model_fields[name].default]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        "As pydantic's, but what was computed from the old fields is forgotten."
+        copied = super().model_copy(update=update, deep=deep)
+        for name in vars(copied).keys() - type(self).model_fields.keys():
+            vars(copied).pop(name)
+        return copied
 
 
 class Calendar(_Model):

@@ -79,12 +79,14 @@ def compare_loop(
     workers: int | None = None,  # processes; None: one a core
     progress: Callable[[int, int], Any] | None = None,  # called with (done, total)
 ) -> "LoopComparison":
-    "Run every arm `n` times on common random numbers."
+    "Run every arm `n` times on common random numbers; figures that some run lacks are left out."
     if n < 2:
         raise SimulationError(f"an interval needs at least 2 replications, not {n}", "replications")
     results = pmap(_replicate, [trial] * n, seed=seed, workers=workers, progress=progress or False)
     names = list(results[0]["loop"])
     values = np.array([[[arm[name] for name in names] for arm in result.values()] for result in results])
+    told = np.isfinite(values).all((0, 1)) & ((values != 0).any((0, 1)) | np.isin(names, SMALLER + LARGER))
+    values, names = values[..., told], [name for name, is_told in zip(names, told) if is_told]
     data = xr.DataArray(
         values,
         dims=("replication", "arm", "kpi"),
