@@ -120,6 +120,8 @@ def _add_operations(model: Model) -> None:
             model.cp.add_exactly_one(literal for _, literal in literals)
         shortest = min(mode.duration for mode in operation.modes)
         start = 0 if started else model.number(0, last - shortest, f"start_{name}", model.given("starts", o))
+        if not started and last < shortest:  # a limit that no plan keeps
+            model.cp.add_bool_or([])
         if o in model.keep:
             machine, kept = model.keep[o]
             if machine not in model.at[o]:
@@ -129,6 +131,8 @@ def _add_operations(model: Model) -> None:
             model.cp.add_bool_or(model.at[o][machine])
         model.starts.append(start)
         model.ends.append(_end(model, o, start, name))
+        if started and model.ends[o] > last:
+            model.cp.add_bool_or([])
         waits = k + 1 < len(p.jobs[j].operations) and any(
             p.machines[mode.machine].buffer is not None for mode in p.jobs[j].operations[k + 1].modes
         )
