@@ -396,8 +396,8 @@ def write_rows(name: str, what: str, rows: list[dict]) -> None:
     "Write `nbs/benchmarks/NAME.json`: where, when, with what, and a run to a line."
     from scheduling_report import machine
 
-    versions = {row["model"]: row["versions"][row["model"]] for row in rows if "versions" in row and "model" in row}
-    versions |= {"python": sys.version.split()[0], "commit": commit()}
+    versions = {package: version for row in rows for package, version in row.get("versions", {}).items()}
+    versions |= {"commit": commit()}
     rows = [{key: value for key, value in row.items() if key != "versions"} for row in rows]
     head = {"what": what, "machine": machine(), "date": date.today().isoformat(), "versions": versions}
     lines = ",\n".join(json.dumps(row) for row in rows)
