@@ -2480,6 +2480,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.twin.fast.wait_to_move': ('twin/fast.html#wait_to_move', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.wake': ('twin/fast.html#wake', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.wake_once': ('twin/fast.html#wake_once', 'dtwb/twin/fast.py'),
+                                'dtwb.twin.fast.warm_up': ('twin/fast.html#warm_up', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.weakest': ('twin/fast.html#weakest', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.wear_out': ('twin/fast.html#wear_out', 'dtwb/twin/fast.py'),
                                 'dtwb.twin.fast.who_goes_first': ('twin/fast.html#who_goes_first', 'dtwb/twin/fast.py'),

@@ -254,7 +254,8 @@ def blueprint(
         "max_jobs": max_jobs,
     }
     found = Blueprint(
-        factory, book.N[: book.n].copy(), list(book.names), writer.objects, list(book.streams), book.laws, writer.firsts,
+        factory, book.N[: book.n].copy(), list(book.names), writer.objects, list(book.streams), book.laws,
+        writer.firsts,
         writer.jobs, writer.visits, settings,
     )  # fmt: skip
     found.things = np.array([crc32(thing.encode()) for thing, _ in found.streams], np.int64)
@@ -356,10 +357,13 @@ class _Writer:
         for _ in range(m.capacity):
             pieces.append(book.set(book.take(C.PIECE), W_MACHINE=row, W_PARTS=book.take(n)))
         book.set(
-            row, M_INDEX=i, M_NAME=book.word(m.id), M_RANK=self.machine_ranks[m.id], M_BUFFER=buffer, M_LIMITED=int(m.buffer is not None),
-            M_BATCH=n, M_CAPACITY=m.capacity, M_KANBAN=m.kanban or 1 << 40, M_CALENDAR=calendar, M_OPENS=-math.inf, M_CLOSES=math.inf,
+            row, M_INDEX=i, M_NAME=book.word(m.id), M_RANK=self.machine_ranks[m.id], M_BUFFER=buffer,
+            M_LIMITED=int(m.buffer is not None),
+            M_BATCH=n, M_CAPACITY=m.capacity, M_KANBAN=m.kanban or 1 << 40, M_CALENDAR=calendar, M_OPENS=-math.inf,
+            M_CLOSES=math.inf,
             M_CLOSING={"fit": C.FITS, "pause": C.PAUSES}.get(m.closing, 0) if calendar else 0, M_FAMILY=-1, M_WANTED=-1,
-            M_CHOSEN_ONES=book.take(2 * n), M_COMERS=book.take(n * m.capacity + 1), M_HOLDS=book.take(max(n, m.capacity) + 1),
+            M_CHOSEN_ONES=book.take(2 * n), M_COMERS=book.take(n * m.capacity + 1), M_HOLDS=book.take(max(n,
+            m.capacity) + 1),
             M_PIECES=book.list(pieces), M_EVERY=math.inf, M_AT_WEAR=math.inf, M_INTERVAL=math.inf,
             M_WOKEN=-math.inf, M_WOKEN_1=-math.inf, M_WOKEN_2=-math.inf,
         )  # fmt: skip
@@ -402,7 +406,8 @@ class _Writer:
         book.set(row, M_MODES=at, M_N_MODES=len(modes), M_BY_WORK=sum(mode.clock == "operating" for mode in modes))
         for mode in modes:
             book.set(
-                at, X_MACHINE=row, X_BY_WORK=int(mode.clock == "operating"), X_CAUSE=book.word(mode.cause), X_MTTR=mode.mttr.mean,
+                at, X_MACHINE=row, X_BY_WORK=int(mode.clock == "operating"), X_CAUSE=book.word(mode.cause),
+                X_MTTR=mode.mttr.mean,
                 X_LEFT=math.inf,
             )  # fmt: skip
             self.put_stream(at, "X_FAILURES", m.id, f"failures {mode.cause}", mode.mtbf)
@@ -431,7 +436,8 @@ class _Writer:
             return
         kinds = [self.types.index(kind) for kind in d.defects]
         wearing = book.set(
-            book.take(C.WEARING), K_LIFE=float(d.life), K_RATE=float(d.defect_rate), K_WORN_RATE=float(d.worn_defect_rate), K_TYPES=len(kinds),
+            book.take(C.WEARING), K_LIFE=float(d.life), K_RATE=float(d.defect_rate),
+            K_WORN_RATE=float(d.worn_defect_rate), K_TYPES=len(kinds),
             K_TYPE=book.list(kinds), K_BOUNDS=book.list(np.cumsum(list(d.defects.values()), dtype=float).tolist()),
         )  # fmt: skip
         book.set(row, M_WEARS=wearing)
@@ -558,12 +564,14 @@ class _Writer:
             while at < len(jobs) and jobs[at].order == o.id:
                 j = jobs[at]
                 self.job[j.id] = book.set(
-                    rows + at * C.JOB, J_NAME=book.word(j.id), J_RANK=job_ranks[j.id], J_ORDER=orders + k * C.ORDERED, J_QUANTITY=j.quantity,
+                    rows + at * C.JOB, J_NAME=book.word(j.id), J_RANK=job_ranks[j.id], J_ORDER=orders + k * C.ORDERED,
+                    J_QUANTITY=j.quantity,
                     J_DUE=math.inf if j.due is None else float(j.due),
                 )  # fmt: skip
                 at += 1
             book.set(
-                orders + k * C.ORDERED, Q_NAME=book.word(o.id), Q_RANK=order_ranks[o.id], Q_PRODUCT=self.product[o.product], Q_QUANTITY=o.quantity,
+                orders + k * C.ORDERED, Q_NAME=book.word(o.id), Q_RANK=order_ranks[o.id],
+                Q_PRODUCT=self.product[o.product], Q_QUANTITY=o.quantity,
                 Q_DUE=math.inf if o.due is None else float(o.due), Q_WEIGHT=float(o.weight), Q_RELEASE=float(o.release),
                 Q_JOBS=rows + first * C.JOB, Q_N=at - first,
             )  # fmt: skip
@@ -577,8 +585,10 @@ class _Writer:
             row = rows + i * C.SOURCE
             bounds = np.cumsum(list(s.products.values()), dtype=float).tolist()
             book.set(
-                row, Z_RANK=self.source_ranks[s.id][1] // C.FEW, Z_ORDER_RANK=self.source_ranks[s.id][0] // C.FEW, Z_INDEX=i, Z_LIMIT=s.limit or C.NEVER,
-                Z_PRODUCTS=book.list([self.product[p] for p in s.products]), Z_MANY=len(s.products), Z_BOUNDS=book.list(bounds),
+                row, Z_RANK=self.source_ranks[s.id][1] // C.FEW, Z_ORDER_RANK=self.source_ranks[s.id][0] // C.FEW,
+                Z_INDEX=i, Z_LIMIT=s.limit or C.NEVER,
+                Z_PRODUCTS=book.list([self.product[p] for p in s.products]), Z_MANY=len(s.products),
+                Z_BOUNDS=book.list(bounds),
                 Z_GAP=s.interarrival.mean, Z_FIRST=(s.first or s.interarrival).mean, Z_WEIGHT=float(s.weight),
             )  # fmt: skip
             if len(s.products) > 1:
@@ -655,17 +665,22 @@ class _Writer:
         types = book.list([word("good"), *map(word, self.types)])
         book.set(
             0, UNTIL=math.inf, LIMIT=math.inf, INSTANT=0.0, UNFINISHED=jobs, PLANNED=int(schedule is not None),
-            RULE=C.FAST_RULES.index("edd" if schedule is not None else rule), DISTURBED=int(self.disturbances), SENSING=int(self.sensing),
-            RECORD=1, INSTANTS=C.NEVER, STACK=book.take(n + 1), BREAKS=book.take(C.INJURY * C.MAX_INJURIES), WIP=factory.release.wip or C.NEVER, MOST=self.max_jobs,
+            RULE=C.FAST_RULES.index("edd" if schedule is not None else rule), DISTURBED=int(self.disturbances),
+            SENSING=int(self.sensing),
+            RECORD=1, INSTANTS=C.NEVER, STACK=book.take(n + 1), BREAKS=book.take(C.INJURY * C.MAX_INJURIES),
+            WIP=factory.release.wip or C.NEVER, MOST=self.max_jobs,
             OPS_MOST=max(len(p.operations) for p in factory.products), MACHINES=machines, N_MACHINES=n, WORDS=words,
             WATCH=book.take(words), TOUCHED=book.take(words), MOVING=book.take(words),
-            BUFFERS=next(iter(self.buffers.values()), 0), N_BUFFERS=len(self.buffers), MATERIALS=next(iter(self.materials.values()), 0),
-            N_MATERIALS=len(self.materials), OPERATIONS=self.first_operation, TRAVEL=book.list(travel), N_FAMILIES=len(self.families),
+            BUFFERS=next(iter(self.buffers.values()), 0), N_BUFFERS=len(self.buffers),
+            MATERIALS=next(iter(self.materials.values()), 0),
+            N_MATERIALS=len(self.materials), OPERATIONS=self.first_operation, TRAVEL=book.list(travel),
+            N_FAMILIES=len(self.families),
             N_TYPES=len(self.types), PLACE_NAMES=book.list([*map(word, ids), word("entry"), word("exit")]),
             FAMILY_NAMES=book.list([word(family) for family in self.families]), TYPE_NAMES=types + 1,
             STATUS_NAMES=book.list([word(status.value) for status in MachineStatus]),
             RUN_NAME=word(run), EMPTY_NAME=word(""), STOPPED_NAME=word("stopped"), FINISHED_NAME=word("finished"),
-            PREVENTIVE_NAME=word("preventive"), CONDITION_NAME=word("condition"), CALENDAR_NAME=word("calendar"), CLOSED_NAME=word("closed"),
+            PREVENTIVE_NAME=word("preventive"), CONDITION_NAME=word("condition"), CALENDAR_NAME=word("calendar"),
+            CLOSED_NAME=word("closed"),
             FACTORY_NAME=word(factory.name), OBJECTS=len(self.objects),
         )  # fmt: skip
         most = int(book.N[C.OPS_MOST])

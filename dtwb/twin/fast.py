@@ -24,7 +24,7 @@ __all__ = ['BUFFER_CHANGED', 'DEFECT_DETECTED', 'JOB_FINISHED', 'JOB_RELEASED', 
            'show_all', 'end', 'give_plan_up', 'begin_run', 'why_not_fast', 'FastSimulation', 'known_blueprint',
            'check_schedule', 'say_plan', 'fresh', 'remember_room', 'make_room', 'set_rows', 'sort_many', 'drain',
            'read_log', 'word', 'trace_of', 'state_of', 'publish', 'ask_for_maintenance', 'break_machine', 'follow_rule',
-           'mirror', 'give_up']
+           'mirror', 'give_up', 'warm_up']
 
 # %% ../../nbs/twin/10_fast.ipynb #56f14178
 import math
@@ -218,7 +218,7 @@ def next_flag(N, words, k):
 
 @quick
 def touch(N, F, m):
-    "Something about the machine has changed: whether there is anything for it to do, and that its status may be another."
+    "Something about the machine has changed: there may be something for it to do, and its status may be another."
     flag(N, N[C.TOUCHED], m)
     busy = N[m + C.M_BUSY]
     look = False
@@ -843,7 +843,7 @@ def who_goes_first(N, F, p):
 
 @quick
 def first_held(N, F, m, p, b):
-    "The first of the parts on `m` that may go, and to a place (before `b`, if that isn't 0), where `p` follows it directly."
+    "The first of the parts on `m` that may go to a place (before `b`, if it isn't 0), with `p` following it directly."
     first = 0
     for h in range(N[m + C.M_HELD]):
         q = N[N[m + C.M_HOLDS] + h]
@@ -873,7 +873,8 @@ def set_out(N, F, R, p, m, direct):
     "The part goes to `m`: to a place before it, or directly."
     origin, here, q = N[p + C.P_WHERE], N[m + C.M_INDEX], N[m + C.M_BUFFER]
     emit(
-        N, F, R, PART_MOVED, N[p + C.P_NAME], N[p + C.P_RANK], N[N[C.PLACE_NAMES] + origin], N[m + C.M_NAME], -1, -1, -1,
+        N, F, R, PART_MOVED, N[p + C.P_NAME], N[p + C.P_RANK], N[N[C.PLACE_NAMES] + origin], N[m + C.M_NAME], -1, -1,
+        -1,
         travel(N, F, origin, here), np.nan, np.nan,
     )  # fmt: skip
     limited = N[m + C.M_LIMITED]
@@ -1078,7 +1079,7 @@ def pick(N, F, m):
 
 @quick
 def best_of(N, F, chain, end, family):
-    "The first by the rule from `chain` up to `end` that has not been considered (C.P_KEPT), of a family if that is given."
+    "The first by the rule from `chain` up to `end`; of a family, if that is given, the first not yet considered."
     best, p = 0, chain
     while p != end and p:
         if family < 0 or (N[N[p + C.P_NEXT] + C.O_FAMILY] == family and N[p + C.P_KEPT] == 0):
@@ -1175,7 +1176,7 @@ def goes_first(N, F, m, n):
 
 @quick
 def startable(N, F, m, g):
-    "Whether all is there that the group needs; its parts are then in the machine's list of chosen ones beyond its batch."
+    "Whether all is there that the group needs; its parts then stand behind the machine's list of chosen ones."
     if F[g + C.G_START] > F[C.NOW]:
         wake_once(N, F, m, 2, F[g + C.G_START])
         return False
@@ -1578,7 +1579,8 @@ def let_in(N, F, R):
 @quick
 def enter(N, F, R, p):
     emit(
-        N, F, R, JOB_RELEASED, N[p + C.P_NAME], N[p + C.P_RANK], N[p + C.P_ORDER], N[N[p + C.P_PRODUCT] + C.R_NAME], N[p + C.P_ROUTE], -1, -1,
+        N, F, R, JOB_RELEASED, N[p + C.P_NAME], N[p + C.P_RANK], N[p + C.P_ORDER], N[N[p + C.P_PRODUCT] + C.R_NAME],
+        N[p + C.P_ROUTE], -1, -1,
         float(N[p + C.P_QUANTITY]), F[p + C.P_DUE] if F[p + C.P_DUE] < np.inf else np.nan, F[p + C.P_WEIGHT],
     )  # fmt: skip
     N[p + C.P_RELEASED] = 1
@@ -2370,7 +2372,7 @@ def end(N, F, R, how):
 
 @quick
 def give_plan_up(N, F, parts):
-    "The rule decides from now on: of the parts, given in order, those that have set out stay with it, the rest chooses."
+    "The rule decides from now on: of the parts, given in order, those under way stay with it, the rest chooses."
     N[C.PLANNED] = 0
     N[C.DISORDER] = 1
     for k in range(N[C.N_MACHINES]):
@@ -3085,3 +3087,25 @@ def give_up(sim: FastSimulation) -> None:
     emit(sim.N, sim.F, sim.R, KIND["AlarmRaised"], run_name, 0, *words, -1, -1, np.nan, np.nan, np.nan)
     emit(sim.N, sim.F, sim.R, RUN_ENDED, run_name, 0, words[2], -1, -1, -1, -1, np.nan, np.nan, np.nan)
     sim.N[C.HOW] = C.DEADLOCK
+
+# %% ../../nbs/twin/10_fast.ipynb #7f80edea
+def warm_up() -> None:
+    "Compile what is compiled, by a toy."
+    from dtwb.core.factory import parse_factory
+    from dtwb.twin.kpis import key_figures
+
+    toy = parse_factory(
+        {
+            "name": "toy",
+            "machines": [{"id": "m"}],
+            "products": [{"id": "p", "operations": [{"id": "o", "modes": [{"machine": "m", "duration": 1}]}]}],
+            "orders": [{"id": "a", "product": "p", "quantity": 2}],
+        }
+    )
+    run = FastSimulation(toy).run()
+    key_figures(run.trace, toy, 0.0, 2.0)
+    sim = FastSimulation(toy, run.schedule)
+    sim.run_until(0.5)
+    sim.break_down("m", 1.0)
+    sim.set_rule("spt")
+    sim.run()

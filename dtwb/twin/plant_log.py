@@ -119,7 +119,7 @@ def _around(pieces: list[Piece], downs: list[Piece], wrong: Findings) -> list[Pi
         if at == p.start:
             out.append(p)
             continue
-        if at < p.end or p.end != p.end:
+        if at < p.end or (p.end != p.end and at == at):
             parts.append((at, p.end))
         if not parts:
             wrong.add(p.row, "start", "the machine was down all the time", p.activity, "left out")
@@ -127,7 +127,8 @@ def _around(pieces: list[Piece], downs: list[Piece], wrong: Findings) -> list[Pi
         wrong.add(p.row, "start", "the machine was down meanwhile", p.activity, "taken as interrupted")
         for a, b in parts[:-1]:
             out.append(Piece(p.row, p.case, p.activity, p.resource, a, b, "interrupted", said=p.said))
-        out.append(replace(p, start=parts[-1][0]))
+        start, end = parts[-1]  # it ends earlier where the machine stays down
+        out.append(replace(p, start=start, end=end, status="interrupted" if end < p.end else p.status))
     return out
 
 
