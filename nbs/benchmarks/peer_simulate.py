@@ -375,7 +375,7 @@ def main(asked, folder, jobs):
         "seconds": round(wall, 5),
         "ready": round(ready - began, 3),  # s, to import and compile
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "versions": {name: version(PACKAGES.get(name, name)), "python": sys.version.split()[0]},
+        "versions": {(package := PACKAGES.get(name, name)): version(package), "python": sys.version.split()[0]},
     }
 
 
