@@ -70,7 +70,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'dtwb.core.distributions.frozen': ('core/distributions.html#frozen', 'dtwb/core/distributions.py'),
                                          'dtwb.core.distributions.quantile': ( 'core/distributions.html#quantile',
                                                                                'dtwb/core/distributions.py'),
-                                         'dtwb.core.distributions.sample': ('core/distributions.html#sample', 'dtwb/core/distributions.py'),
                                          'dtwb.core.distributions.scaled': ('core/distributions.html#scaled', 'dtwb/core/distributions.py'),
                                          'dtwb.core.distributions.variance': ( 'core/distributions.html#variance',
                                                                                'dtwb/core/distributions.py')},
