@@ -3516,5 +3516,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.views.TrainingData.__init__': ( 'vision/views.html#trainingdata.__init__',
                                                                                 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData._draw': ('vision/views.html#trainingdata._draw', 'dtwb/vision/views.py'),
+                                   'dtwb.vision.views.TrainingData.names': ('vision/views.html#trainingdata.names', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData.view': ('vision/views.html#trainingdata.view', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.load_photos': ('vision/views.html#load_photos', 'dtwb/vision/views.py')}}}

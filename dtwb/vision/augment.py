@@ -25,6 +25,7 @@ class Photo:
     mask: np.ndarray | None  # bool (H, W); None: no mask is known
     label: int  # 0 is good
     group: str
+    name: str = ""  # its path in the set, for messages
 
 # %% ../../nbs/vision/22_augment.ipynb #27ba0ef6
 def transplant(

@@ -40,7 +40,7 @@ def load_photos(
                 mask = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA) > 0.3
         if label and mask is not None and not mask.any():
             mask = None  # defective, and nobody marked where
-        photos.append(Photo(image, mask, label, str(images.table.group.iat[i])))
+        photos.append(Photo(image, mask, label, str(images.table.group.iat[i]), str(images.table.path.iat[i])))
     return photos
 
 # %% ../../nbs/vision/36_views.ipynb #75f8bf02
@@ -61,6 +61,7 @@ class TrainingData(Dataset):
     ):
         self.photos, self.classes, self.config, self.cells, self.seed = photos, classes, config, cells, seed
         self.good, self.painted, self.transplanted = good, painted, transplanted
+        self.drawn: list[str] = []  # the photos of the last view
         self.parts: list[list[list[int]]] = []  # class -> part -> photos
         for c in range(len(classes)):
             parts: dict[str, list[int]] = {}
@@ -72,10 +73,19 @@ class TrainingData(Dataset):
 
     def _draw(self, rng, label: int) -> Photo:
         part = self.parts[label][rng.integers(len(self.parts[label]))]
-        return self.photos[part[rng.integers(len(part))]]
+        photo = self.photos[part[rng.integers(len(part))]]
+        self.drawn.append(photo.name)
+        return photo
+
+    def names(self, k: int) -> list[str]:  # for a message
+        "The photos that view `k` is made of."
+        self.drawn.clear()
+        self.view(k)
+        return list(dict.fromkeys(self.drawn))
 
     def view(self, k: int) -> tuple[np.ndarray, np.ndarray | None, int]:  # image, mask (None: unknown), label
         rng = np.random.default_rng([self.seed, k])
+        self.drawn.clear()
         torch.manual_seed(int(rng.integers(2**31)))  # of the augmentation
         if not self.types or (self.parts[0] and rng.random() < self.good):
             label, photo = 0, self._draw(rng, 0)
