@@ -3518,4 +3518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.views.TrainingData._draw': ('vision/views.html#trainingdata._draw', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData.names': ('vision/views.html#trainingdata.names', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData.view': ('vision/views.html#trainingdata.view', 'dtwb/vision/views.py'),
-                                   'dtwb.vision.views.load_photos': ('vision/views.html#load_photos', 'dtwb/vision/views.py')}}}
+                                   'dtwb.vision.views.load_photos': ('vision/views.html#load_photos', 'dtwb/vision/views.py')},
+            'dtwb.vision.weights': { 'dtwb.vision.weights.load_plain': ('vision/weights.html#load_plain', 'dtwb/vision/weights.py'),
+                                     'dtwb.vision.weights.read_state': ('vision/weights.html#read_state', 'dtwb/vision/weights.py'),
+                                     'dtwb.vision.weights.take_over': ('vision/weights.html#take_over', 'dtwb/vision/weights.py')}}}
