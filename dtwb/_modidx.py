@@ -3291,7 +3291,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.boxes.boxes_from_map': ('vision/boxes.html#boxes_from_map', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.merge_boxes': ('vision/boxes.html#merge_boxes', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.nms': ('vision/boxes.html#nms', 'dtwb/vision/boxes.py'),
-                                   'dtwb.vision.boxes.overlap': ('vision/boxes.html#overlap', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.warm_up': ('vision/boxes.html#warm_up', 'dtwb/vision/boxes.py')},
             'dtwb.vision.bundle': { 'dtwb.vision.bundle.Meta': ('vision/bundle.html#meta', 'dtwb/vision/bundle.py'),
                                     'dtwb.vision.bundle.Meta.to_json': ('vision/bundle.html#meta.to_json', 'dtwb/vision/bundle.py'),
