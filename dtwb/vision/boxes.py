@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Box', 'boxes_from_map', 'nms', 'merge_boxes', 'warm_up']
 
-# %% ../../nbs/vision/62_boxes.ipynb #94a43b33
+# %% ../../nbs/vision/62_boxes.ipynb #22fe62a7
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.compiled import kernel
 from ..core.errors import ImageError
 
-# %% ../../nbs/vision/62_boxes.ipynb #c717199c
+# %% ../../nbs/vision/62_boxes.ipynb #a4bb962b
 @dataclass(frozen=True)
 class Box:
     "Where something was found."
@@ -35,7 +35,7 @@ class Box:
         kind = {"defect_type": self.defect_type} if self.defect_type else {}
         return {"bbox": list(self), "score": round(self.score, 4), "area": self.area} | kind
 
-# %% ../../nbs/vision/62_boxes.ipynb #c873ecc8
+# %% ../../nbs/vision/62_boxes.ipynb #6d99d9e9
 def boxes_from_map(
     map: np.ndarray,  # (H, W), float or bool
     threshold: float = 0.5,  # a pixel belongs to a defect from here on
@@ -50,14 +50,14 @@ def boxes_from_map(
     above = (map >= threshold).view(np.uint8)
     n, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
     at = np.flatnonzero(above)
-    label, value = labels.reshape(-1)[at], map.reshape(-1)[at].astype(np.float64)
+    label, value = labels.reshape(-1)[at].astype(np.int64), map.reshape(-1)[at].astype(np.float64)
     weight, peak = np.bincount(label, value, n), np.full(n, -np.inf)
     np.maximum.at(peak, label, value)
     order = 1 + np.argsort(-weight[1:], kind="stable")
     rows = ((stats[k].tolist(), float(peak[k])) for k in order)
     return [Box(*row[:4], score=score, area=row[4]) for row, score in rows if row[4] >= min_area]
 
-# %% ../../nbs/vision/62_boxes.ipynb #3ee1b8d3
+# %% ../../nbs/vision/62_boxes.ipynb #bc992988
 @kernel
 def _is_beaten(box, kind, others, other_kinds, first, end, iou):
     "Whether one of the others from `first` to `end` overlaps the box too much; rows of left, top, right, bottom, area."
@@ -72,7 +72,7 @@ def _is_beaten(box, kind, others, other_kinds, first, end, iou):
                 return True
     return False
 
-# %% ../../nbs/vision/62_boxes.ipynb #f14ddcea
+# %% ../../nbs/vision/62_boxes.ipynb #8a97a2df
 @kernel
 def _suppress(boxes, kinds, iou, reach, cell):
     "The rows that stay; `boxes` best first, `reach` in sizes of a box, `cell` the grid's spacing in x and y."
@@ -110,7 +110,7 @@ def _suppress(boxes, kinds, iou, reach, cell):
             end[own] += 1
     return kept[:found]
 
-# %% ../../nbs/vision/62_boxes.ipynb #035b5eb5
+# %% ../../nbs/vision/62_boxes.ipynb #7605ac56
 def _checked(boxes: np.ndarray | Sequence) -> np.ndarray:  # float64 (n, 4)
     "Boxes as an array, or `ImageError` that names the first wrong one."
     try:
@@ -153,7 +153,7 @@ def nms(
     cell = np.where(cell > 0, cell, 1.0) if gridded else np.full(2, np.inf)
     return order[_suppress(best, numbers, float(iou), reach, cell)]
 
-# %% ../../nbs/vision/62_boxes.ipynb #1c246da7
+# %% ../../nbs/vision/62_boxes.ipynb #bc0c6430
 @kernel
 def _joined(boxes, gap):
     "For each row the first row that it is joined with."
@@ -201,7 +201,7 @@ def merge_boxes(
         boxes = [_around(group) for group in groups.values()]
     return boxes
 
-# %% ../../nbs/vision/62_boxes.ipynb #c3ee9a1f
+# %% ../../nbs/vision/62_boxes.ipynb #42a7d11b
 def warm_up() -> None:
     "Compile what is compiled, by a toy."
     box = Box(0, 0, 1, 1)
