@@ -42,7 +42,7 @@ from .preprocess import Preprocess, preprocess
 from .views import TrainingData, load_photos
 from .weights import load_plain, read_state, take_over
 
-# %% ../../nbs/vision/40_training.ipynb #3aafa72d
+# %% ../../nbs/vision/40_training.ipynb #f7159b7e
 CELLS = 4  # input pixels a cell of the target map
 
 
@@ -57,6 +57,10 @@ class Setup:
     val: list[tuple[np.ndarray, int]]  # input and class number
     notes: list[str]  # what is missing, and was let pass
 
+    @property
+    def counts(self) -> list[int]:  # photos of each class in train
+        return np.bincount([p.label for p in self.views.photos], minlength=len(self.classes)).tolist()
+
 
 def set_up(
     images: ImageSet,  # with train and val
@@ -66,8 +70,7 @@ def set_up(
     "Decode the photos, build the network."
     classes, notes = check_images(images, strict)
     config = _config_for(images, recipe)
-    side = round(1.5 * max(recipe.size))
-    train, val = (load_photos(images.select(split=split), classes, side) for split in ("train", "val"))
+    train, val = (load_photos(images.select(split=split), classes, config) for split in ("train", "val"))
     masked = sum(p.label > 0 and p.mask is not None for p in train)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -75,7 +78,7 @@ def set_up(
     net = _create(recipe, len(classes), config, masked >= 10)
     if recipe.start:
         _start_from(net, Path(recipe.start), classes)
-    views = TrainingData(train, classes, config, CELLS, recipe.seed)
+    views = TrainingData(train, classes, config, CELLS, recipe.seed, policy=recipe.policy)
     return Setup(net, config, classes, views, [(preprocess(config, p.image)[0], p.label) for p in val], notes)
 
 
@@ -146,7 +149,8 @@ def fit(
         setup = set_up(images, recipe, strict)
         if not run.finished:
             steps = recipe.epochs * (recipe.epoch_size // recipe.batch_size)
-            learner = Learner(setup.net.to(memory_format=torch.channels_last), recipe, time_limit, started)  # pyright: ignore
+            net: Any = setup.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            learner = Learner(net, recipe, setup.counts, time_limit, started)
             trainer = create_trainer(
                 recipe, run.path, devices, strategy, progress is True,
                 callbacks=watchers(run, setup.views.names, steps, recipe.patience, progress),
@@ -160,7 +164,7 @@ def fit(
             run.finish()
         return _fitted(setup, run, recipe)
 
-# %% ../../nbs/vision/40_training.ipynb #2d6536e3
+# %% ../../nbs/vision/40_training.ipynb #11652094
 @contextmanager
 def _run_folder(path: str | Path | None, what: dict) -> Iterator[RunFolder]:
     "The folder to resume from; without one, a passing one."
@@ -232,8 +236,8 @@ def _run(trainer: lightning.Trainer, learner: Learner, supply: Supply, run: RunF
 
 
 def _fitted(setup: Setup, run: RunFolder, recipe: Recipe) -> Fitted:
-    "What the run's folder holds: the best weights, or the last good ones."
-    files = [run.best, run.last, run.path / "last_good.ckpt"]
+    "What the run's folder holds: the best weights, or those that it began with."
+    files = [run.best, run.last, run.path / "start.ckpt"]
     kept = load_plain(next(f for f in files if f.is_file()))
     setup.net.load_state_dict({k.removeprefix("model."): v for k, v in kept["state_dict"].items()})
     net = setup.net.cpu().eval()
