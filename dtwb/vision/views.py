@@ -6,24 +6,25 @@
 __all__ = ['load_photos', 'TrainingData']
 
 # %% ../../nbs/vision/36_views.ipynb #ef8ced7e
-from .augment import Photo, augment, transplant  # first: it mends torchvision's import
-
-# %% ../../nbs/vision/36_views.ipynb #6b50e193
 import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ..core.errors import ImageError
+from .augment import Photo, Policy, augment, find_policy, transplant
 from .images import ImageSet
-from .preprocess import Preprocess, preprocess, preprocess_mask
+from .preprocess import Preprocess, place, preprocess, preprocess_mask
 from .synthetic import DEFECTS, paint_defect
 
 # %% ../../nbs/vision/36_views.ipynb #114ad3c6
+def _shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:  # width, height
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def load_photos(
     images: ImageSet,
     classes: list[str],  # 'good' first
-    side: int,  # the longer side that they are kept at, at most
+    config: Preprocess,  # of the model that will see them
 ) -> list[Photo]:
     "Decode them all; `ImageError` names the one that cannot be."
     photos = []
@@ -34,10 +35,12 @@ def load_photos(
             raise ImageError(f"the mask is {mask.shape}, its image {image.shape[:2]}", images.table["mask"].iat[i])
         if mask is None and label == 0:
             mask = np.zeros(image.shape[:2], bool)
-        if (scale := side / max(image.shape[:2])) < 1:
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            if mask is not None:
-                mask = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA) > 0.3
+        h, w = image.shape[:2]
+        there = place(config, w, h)
+        size = min(w, there.scaled_width), min(h, there.scaled_height)
+        if size != (w, h):
+            image = _shrink(image, size)
+            mask = None if mask is None else _shrink(mask.astype(np.float32), size) > 0.3
         if label and mask is not None and not mask.any():
             mask = None  # defective, and nobody marked where
         photos.append(Photo(image, mask, label, str(images.table.group.iat[i]), str(images.table.path.iat[i])))
@@ -55,12 +58,11 @@ class TrainingData(Dataset):
         cells: int,  # input pixels a cell of the target map
         seed: int,
         *,
+        policy: str | Policy = "strong",  # one of POLICIES
         good: float = 0.45,  # the share of good photos
-        painted: float = 0.35,  # of defects, where the generator knows the type
-        transplanted: float = 0.25,  # of defects, where there are masks
     ):
         self.photos, self.classes, self.config, self.cells, self.seed = photos, classes, config, cells, seed
-        self.good, self.painted, self.transplanted = good, painted, transplanted
+        self.policy, self.good = find_policy(policy), good
         self.drawn: list[str] = []  # the photos of the last view
         self.parts: list[list[list[int]]] = []  # class -> part -> photos
         for c in range(len(classes)):
@@ -80,45 +82,43 @@ class TrainingData(Dataset):
     def names(self, k: int) -> list[str]:  # for a message
         "The photos that view `k` is made of."
         self.drawn.clear()
-        self.view(k)
+        self.photo(np.random.default_rng([self.seed, k]))
         return list(dict.fromkeys(self.drawn))
 
-    def view(self, k: int) -> tuple[np.ndarray, np.ndarray | None, int]:  # image, mask (None: unknown), label
-        rng = np.random.default_rng([self.seed, k])
+    def photo(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None, int]:  # image, mask, label
+        "A photo, or a good one with a defect that it did not have; without a mask where nobody marked it."
         self.drawn.clear()
-        torch.manual_seed(int(rng.integers(2**31)))  # of the augmentation
         if not self.types or (self.parts[0] and rng.random() < self.good):
-            label, photo = 0, self._draw(rng, 0)
-            image, mask = photo.image, photo.mask
-        else:
-            label = int(rng.choice(self.types))
-            photo, how = self._draw(rng, label), rng.random()
-            image, mask = photo.image, photo.mask
-            if (
-                self.parts[0]
-                and mask is not None
-                and how < self.painted
-                and self.classes[label] in DEFECTS
-                and image.ndim == 2
-            ):
-                image, mask = paint_defect(rng, self._draw(rng, 0).image, self.classes[label])
-            elif self.parts[0] and mask is not None and mask.mean() < 0.2 and how > 1 - self.transplanted:
-                image, mask = transplant(rng, photo, self._draw(rng, 0).image)
-                if not mask.any():
-                    image, mask = photo.image, photo.mask
+            photo = self._draw(rng, 0)
+            return photo.image, photo.mask, 0
+        label = int(rng.choice(self.types))
+        photo, how = self._draw(rng, label), rng.random()
+        if photo.mask is None or not self.parts[0]:
+            return photo.image, photo.mask, label
+        if how < self.policy.painted and self.classes[label] in DEFECTS and photo.image.ndim == 2:
+            return *paint_defect(rng, self._draw(rng, 0).image, self.classes[label]), label
+        if how > 1 - self.policy.transplanted and photo.mask.mean() < 0.2:
+            image, mask = transplant(rng, photo, self._draw(rng, 0).image)
+            if mask.any():
+                return image, mask, label
+        return photo.image, photo.mask, label
+
+    def view(self, k: int) -> tuple[np.ndarray, np.ndarray | None, int]:  # input, mask (None: unknown), label
+        rng = np.random.default_rng([self.seed, k])
+        image, mask, label = self.photo(rng)
+        x, there = preprocess(self.config, image)
+        covered = None if mask is None else preprocess_mask(self.config, mask)
+        extent = (there.scaled_height, there.scaled_width)
         for _ in range(3):
-            seen, place = augment(image, mask if mask is not None else np.zeros(image.shape[:2], bool))
-            if mask is None or place.sum() > 0.3 * mask.sum() or not label:
-                return seen, None if mask is None else place, label
-        return image, mask, label
+            seen, shown = augment(rng, x, covered, self.policy, extent)
+            if shown is None or covered is None or not label or shown.sum() > 0.3 * covered.sum():
+                return seen, shown, label
+        return x, covered, label  # a defect at the edge that is always moved out of sight
 
     def __getitem__(self, k: int):
-        image, mask, label = self.view(k)
-        x, _ = preprocess(self.config, image)
+        x, mask, label = self.view(k)
         size = self.config.height // self.cells, self.config.width // self.cells
         target = np.zeros((len(self.classes) - 1, *size), np.float32)
-        if label and mask is not None:
-            target[label - 1] = np.minimum(
-                preprocess_mask(self.config, mask, self.cells) * 3, 1
-            )  # a thin crack fills no cell
+        if label and mask is not None:  # a thin crack fills no cell: a third is enough
+            target[label - 1] = np.minimum(3 * cv2.resize(mask, size[::-1], interpolation=cv2.INTER_AREA), 1)
         return x, target, label, mask is not None
