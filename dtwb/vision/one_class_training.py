@@ -10,7 +10,6 @@ from .one_class import MemoryBank  # first: it mends torchvision's import
 
 # %% ../../nbs/vision/44_one_class_training.ipynb #8eb3c906
 import logging
-import time
 import warnings
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
