@@ -2,12 +2,12 @@
 
     python peer_anomalib.py MODEL FOLDER SECONDS
 
-FOLDER holds `train/good/*.png` and `test/*.png`. Written there: `MODEL.npz` with `names`, `scores` (as the model gives
-them, not normalised) and, where it draws one, `maps` (n, h, w) of the stretched input; and `MODEL.json` with seconds
-and versions. Training stops after SECONDS. MODEL is one of MODELS; nothing of dtwb is imported. What anomalib takes by
-default is taken: its resize, batch and rate. Where the default is a pretrained backbone, a resnet18 of random numbers
-stands for it; Draem's foreign textures, a download, are left out, so that it uses noise, as it does without them; the
-coreset is smaller than the default, which would not end within the budget.
+FOLDER holds `train/good/*.png`, `val/good/*.png` and `test/*.png`. Written there: `MODEL.npz` with `names`, `scores`
+(as the model gives them, not normalised) and, where it draws one, `maps` (n, h, w) of the stretched input; and
+`MODEL.json` with seconds and versions. Training stops after SECONDS. MODEL is one of MODELS; nothing of dtwb is
+imported. What anomalib takes by default is taken: its resize, batch and rate. Where the default is a pretrained
+backbone, a resnet18 of random numbers stands for it; Draem's foreign textures, a download, are left out, so that it
+uses noise, as it does without them; the coreset is smaller than the default, which would not end within the budget.
 """
 
 import json
@@ -66,12 +66,13 @@ def main(name: str, folder: Path, seconds: float) -> None:
             train_batch_size=batch,
             eval_batch_size=batch,
             num_workers=0,
-            test_split_mode="none",
-            val_split_mode="none",
+            normal_test_dir="val/good",
+            val_split_mode="same_as_test",
         )
         engine = Engine(
             max_epochs=1 if name in ("patchcore", "padim") else 1000,
             max_time={"seconds": seconds},
+            check_val_every_n_epoch=1 if name in ("patchcore", "padim") else 10**6,
             accelerator="cpu",
             devices=1,
             default_root_dir=aside,

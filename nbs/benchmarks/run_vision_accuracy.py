@@ -125,11 +125,9 @@ def _run_torch(model: Any) -> Any:
 
 
 def write_folder(images: Any, folder: Path) -> None:
-    "The good photos of train, and those of test by their number, as PNG."
-    for part, chosen in (
-        ("train/good", images.select(split="train", label="good")),
-        ("test", images.select(split="test")),
-    ):
+    "The good photos of train and val, and those of test by their number, as PNG."
+    parts = {f"{split}/good": images.select(split=split, label="good") for split in ("train", "val")}
+    for part, chosen in (*parts.items(), ("test", images.select(split="test"))):
         (folder / part).mkdir(parents=True, exist_ok=True)
         for i in range(len(chosen)):
             picture = chosen.image(i)
