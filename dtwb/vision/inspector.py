@@ -25,7 +25,6 @@ from ..core.settings import locate
 from .backends import BACKENDS, Run
 from .boxes import Box, boxes_from_map
 from .bundle import EXPLAIN, ONNX, WEIGHTS, Meta, read_bundle
-from .calibration import threshold_of
 from .images import GOOD, ImageSet
 from .metrics import Measured, score_images, score_map, score_places
 from .preprocess import check_array, preprocess
@@ -55,7 +54,7 @@ class Detection:
             "defect_type": self.defect_type,
             "confidence": round(self.confidence, 4),
             "bbox": list(self.bbox) if self.bbox else None,
-            "boxes": [{"bbox": list(b), "score": round(float(b.score), 4), "area": int(b.area)} for b in self.boxes],
+            "boxes": [b.to_json() for b in self.boxes],
             "inference_time_ms": round(self.inference_time_ms, 2),
             "probabilities": {k: round(v, 4) for k, v in self.probabilities.items()},
             "threshold": round(self.threshold, 4),
@@ -167,7 +166,8 @@ def detect(
     if kind:
         peak = float(map.max())
         least = meta.map_threshold if peak >= meta.map_threshold else 0.5 * peak
-        boxes = tuple(boxes_from_map(map, least, round(meta.min_area / scale)))
+        found = boxes_from_map(map, least, round(meta.min_area / scale))
+        boxes = tuple(replace(box, defect_type=meta.classes[kind]) for box in found)
     box = tuple(boxes[0]) if boxes else (box_from_map(map, meta.map_threshold) if kind else None)
     sure = float(1 - p[0] if kind else p[0])
     probabilities = dict(zip(meta.classes, p.tolist()))
@@ -232,7 +232,7 @@ class Inspector:
     def predict(
         self,
         image: np.ndarray,  # uint8 (H, W) or (H, W, 3) RGB
-        threshold: float | str | None = None,  # on the probability of a defect, or the name of one that the bundle has
+        threshold: float | str | None = None,  # on the probability of a defect; or in words: recall_95, best_f1
     ) -> Detection:
         "Inspect one image."
         return self.predict_batch([image], threshold)[0]
@@ -244,7 +244,13 @@ class Inspector:
         batch_size: int = 16,
     ) -> list[Detection]:  # in order; the time of each is its share of its batch's
         "Inspect several images."
-        threshold = threshold_of(self.meta, threshold)
+        if isinstance(threshold, str):
+            from dtwb.vision.calibration import threshold_of
+
+            threshold = threshold_of(self.meta, threshold)
+        threshold = self.meta.threshold if threshold is None else float(threshold)
+        if not 0 <= threshold <= 1:
+            raise ModelError(f"a threshold of {threshold}", "threshold", "a probability, 0 to 1")
         for i, image in enumerate(images):
             check_array(image, "image" if len(images) == 1 else f"images[{i}]")
         size = self.meta.preprocess.height, self.meta.preprocess.width
@@ -281,13 +287,10 @@ def at(
     cost: tuple[float, float] | None = None,  # of a missed defect and of a false alarm
 ) -> Inspector:  # the same one, deciding by that threshold
     "Decide by a target that the bundle's validation images reach."
-    from dtwb.vision.calibration import fit_threshold
+    from dtwb.vision.calibration import refit_threshold
 
-    known = self.meta.calibration
-    if not known:
-        raise ModelError("the bundle keeps no validation scores", self.path or self.backend, "give predict a threshold")
-    scores, defect = np.array(known["p_defect"]), np.array(known["defect"], bool)
-    return replace(self, meta=replace(self.meta, threshold=fit_threshold(scores, defect, recall, precision, cost)))
+    threshold = refit_threshold(self.meta, recall=recall, precision=precision, cost=cost)
+    return replace(self, meta=replace(self.meta, threshold=threshold))
 
 # %% ../../nbs/vision/70_inspector.ipynb #f303e284
 @dataclass(frozen=True, eq=False)
