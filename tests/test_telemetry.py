@@ -89,6 +89,17 @@ def test_an_append_that_dies_half_way_does_not_count(tmp_path, monkeypatch, arra
     xr.testing.assert_identical(read_telemetry(path), made_up(0, 35))
 
 
+@pytest.mark.parametrize("longer", ["time", "current", "vibration"])
+def test_a_writer_killed_while_it_made_room_is_read_as_far_as_it_counts(tmp_path, longer):
+    import zarr
+
+    path = tmp_path / "telemetry.zarr"
+    append_telemetry(path, made_up(0, 30), chunk=20)
+    array = zarr.open_group(path, mode="r+")[longer]
+    array.resize((37, *array.shape[1:]))
+    xr.testing.assert_identical(read_telemetry(path), made_up(0, 30))
+
+
 def test_a_slice_touches_only_its_chunks(tmp_path):
     path = tmp_path / "telemetry.zarr"
     append_telemetry(path, made_up(0, 1000), chunk=100)

@@ -136,8 +136,13 @@ def read_telemetry(
     with _damage(path, "time"):
         first, last = bisect_left(group["time"], start, 0, rows), bisect_right(group["time"], end, 0, rows)
         time = group["time"][first:last]
-    lazy = xr.open_zarr(path, chunks=None, consolidated=False, drop_variables="time").isel(time=slice(first, last))
-    lazy.attrs.pop(_ROWS)
+    grows = set(_series(group))
+    one_each = [  # a writer that was killed can leave arrays of different lengths
+        xr.open_zarr(path, chunks=None, consolidated=False, drop_variables=grows - {name}).isel(time=slice(first, last))
+        for name in sorted(grows - {"time"})
+    ]
+    lazy = xr.merge(one_each)
+    lazy.attrs = {k: v for k, v in one_each[0].attrs.items() if k != _ROWS}
     known = {"machine": list(lazy["machine"].values), "sensor": list(map(str, lazy.data_vars))}
     for what, asked in (("machine", machines), ("sensor", sensors)):
         if missing := set(asked or ()) - set(known[what]):
