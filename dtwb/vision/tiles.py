@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAP_PIXELS', 'tile_starts', 'Tiling', 'blend_weights', 'Stitcher', 'open_large']
 
-# %% ../../nbs/vision/66_tiles.ipynb #76624945
+# %% ../../nbs/vision/66_tiles.ipynb #36578f6b
 import os
 import struct
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..core.errors import ImageError
 from .images import MAX_PIXELS, MAX_SIDE, read_image
 from .preprocess import check_array
 
-# %% ../../nbs/vision/66_tiles.ipynb #599999be
+# %% ../../nbs/vision/66_tiles.ipynb #19492376
 def tile_starts(
     length: int,  # px of the image, along one side
     tile: int,  # px of a tile
@@ -35,7 +35,7 @@ def tile_starts(
     n = 1 + -(-last // stride)
     return [k * last // (n - 1) * cell for k in range(n)]
 
-# %% ../../nbs/vision/66_tiles.ipynb #3efad85e
+# %% ../../nbs/vision/66_tiles.ipynb #3d810977
 MAP_PIXELS = 32_000_000  # a map of more cells than this is kept coarser
 
 
@@ -79,7 +79,7 @@ class Tiling:
         down, across = h - tile.shape[0], w - tile.shape[1]  # less than a cell
         return cv2.copyMakeBorder(tile, 0, down, 0, across, cv2.BORDER_REPLICATE) if down or across else tile
 
-# %% ../../nbs/vision/66_tiles.ipynb #bfbc64f1
+# %% ../../nbs/vision/66_tiles.ipynb #bdd734f6
 def blend_weights(n: int) -> np.ndarray:  # float32 (n,), above 0
     "How much a tile counts along one side: a raised cosine."
     return np.sin(np.pi * (np.arange(n) + 0.5) / n).astype(np.float32) ** 2
@@ -124,7 +124,7 @@ class Stitcher:
             part += self._share(self._weight, y, self._height)[:, None] * (self._strip[: len(part)] - part)
             self._strip[:], self._strip_weight[:] = 0, 0
 
-# %% ../../nbs/vision/66_tiles.ipynb #e1c9c5db
+# %% ../../nbs/vision/66_tiles.ipynb #cbd144df
 def _mapped_tiff(
     image: Image.Image, path: Path
 ) -> np.ndarray | None:  # None where the pixels don't lie there as they are
@@ -152,7 +152,7 @@ def _decode_strips(
         out[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return out
 
-# %% ../../nbs/vision/66_tiles.ipynb #b115fc96
+# %% ../../nbs/vision/66_tiles.ipynb #116cdaa9
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 
 
