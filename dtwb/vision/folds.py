@@ -79,7 +79,7 @@ class CrossValidation:
             "images": len(t),
             "parts": int(t.group.nunique()),
             "figures": {k: m.to_json() for k, m in self.figures.items()},
-            "folds": json.loads(self.folds.to_json(orient="records")),
+            "folds": json.loads(self.folds.to_json(orient="records") or "[]"),
             "confusion": {str(k): {str(c): int(n) for c, n in row.items()} for k, row in self.confusion.iterrows()},
         }
 

@@ -86,7 +86,7 @@ def set_up(
 
 def _config_for(images: ImageSet, recipe: Recipe) -> Preprocess:
     if recipe.pretrained:
-        norm = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        norm: dict[str, Any] = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         return Preprocess(*recipe.size, channels=3, **norm)
     return Preprocess(*recipe.size, channels=1 if images.image(0).ndim == 2 else 3)
 
@@ -201,12 +201,13 @@ def create_trainer(
     **more,  # lightning's own options
 ) -> lightning.Trainer:
     "Lightning's trainer, quiet."
+    precision: Any = recipe.precision
     for name in ("utilities.rank_zero", "accelerators.cuda", "callbacks.model_checkpoint"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.ERROR)
     try:
         return lightning.Trainer(
             max_epochs=recipe.epochs, accelerator=settings().compute.device, devices=devices, strategy=strategy,
-            precision=recipe.precision, default_root_dir=folder, gradient_clip_val=1.0, logger=False,
+            precision=precision, default_root_dir=folder, gradient_clip_val=1.0, logger=False,
             enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
             use_distributed_sampler=False, **more,
         )  # fmt: skip  # pyright: ignore
@@ -314,7 +315,7 @@ def train(
     check_place(out)
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
-    more = (
+    more: dict[str, Any] = (
         options | ({"precision": arithmetic} if arithmetic else {}) | {"time_limit": time_limit, "progress": progress}
     )
     try:
