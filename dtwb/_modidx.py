@@ -3475,6 +3475,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'dtwb.vision.models.PatchResNet.__init__': ( 'vision/models.html#patchresnet.__init__',
                                                                                  'dtwb/vision/models.py'),
                                     'dtwb.vision.models._from_file': ('vision/models.html#_from_file', 'dtwb/vision/models.py'),
+                                    'dtwb.vision.models._holds': ('vision/models.html#_holds', 'dtwb/vision/models.py'),
                                     'dtwb.vision.models.create_model': ('vision/models.html#create_model', 'dtwb/vision/models.py'),
                                     'dtwb.vision.models.resnet_patch': ('vision/models.html#resnet_patch', 'dtwb/vision/models.py'),
                                     'dtwb.vision.models.resnet_small': ('vision/models.html#resnet_small', 'dtwb/vision/models.py'),

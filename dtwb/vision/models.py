@@ -68,12 +68,17 @@ def resnet_patch(pretrained=False, **kwargs) -> ResNet:
     sizes = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(32, 64, 128, 160))
     return build_model_with_cfg(PatchResNet, "resnet_patch", pretrained, **{**sizes, **kwargs})
 
-# %% ../../nbs/vision/30_models.ipynb #56be255a
+# %% ../../nbs/vision/30_models.ipynb #4b555187
 def _from_file(path: str | Path) -> dict:
     "What makes timm take its pretrained weights from a file, whatever its head was and however many channels it had."
     state = {k: v for k, v in read_state(path).items() if not k.startswith(("head.", "fc.", "classifier."))}
     cfg = dict(state_dict=state, url="", hf_hub_id=None, num_classes=0)
     return dict(pretrained_cfg_overlay=cfg, pretrained_strict=False)
+
+
+def _holds(body: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    own = [p for p in body.parameters() if p.dim() > 1]
+    return any(p.shape == q.shape and torch.equal(p, q) for p in own for q in state.values())
 
 # %% ../../nbs/vision/30_models.ipynb #6b8739f5
 class Backbone(nn.Module):
@@ -114,7 +119,10 @@ class Backbone(nn.Module):
             for weights in dict.fromkeys((bool(pretrained), bool(local))):
                 options = {**sized, **(local if weights else {})}
                 try:
-                    return timm.create_model(name, pretrained=weights, features_only=True, in_chans=channels, **options)
+                    body = timm.create_model(name, pretrained=weights, features_only=True, in_chans=channels, **options)
+                    if local and not _holds(body, local["pretrained_cfg_overlay"]["state_dict"]):
+                        raise ValueError("none of them fits")
+                    return body
                 except TypeError as e:
                     last = e  # no img_size argument
                     break
