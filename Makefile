@@ -18,7 +18,7 @@ setup: .venv/.ready ## everything that is needed, in .venv
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>.venv/install.log || { cat .venv/install.log; exit 1; }
-	@$(BIN)/python -c 'from dtwb.scheduling.solve import warm_up; warm_up(); from dtwb.twin.fast import warm_up; warm_up()'
+	@$(BIN)/python -c 'from dtwb.scheduling.solve import warm_up; warm_up(); from dtwb.twin.fast import warm_up; warm_up(); from dtwb.vision.boxes import warm_up; warm_up()'
 	@touch $@
 
 demo: setup ## the closed loop on the tile plant, with and without

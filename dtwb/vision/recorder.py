@@ -154,8 +154,8 @@ class AttentionRecorder:
         self,
         grid: tuple[int, int] | None = None,  # of a plain transformer's patches, height and width
     ) -> torch.Tensor:  # (B, 1, h, w), each cell's share relative to the mean: 1 is indifferent
-        "The rollout of the last pass."
-        map = trace_back(self, self.take(), grid)
+        "The rollout of the last pass; of a Swin, through its last two stages."
+        map = trace_back(self, self.take(), grid, stages=2)
         return map / map.mean((2, 3), keepdim=True)
 
 # %% ../../nbs/vision/28_recorder.ipynb #cf70dd44
@@ -185,6 +185,7 @@ def trace_back(
     grid: tuple[int, int] | None = None,  # of a plain transformer's patches, height and width
     slopes: list[torch.Tensor] | None = None,  # the decision's gradient of each attention, to weight them
     start: torch.Tensor | None = None,  # (B, h, w): how much of each last cell is read; by default as the head does
+    stages: int | None = None,  # of a Swin: no farther back than so many of its last stages
 ) -> torch.Tensor:  # (B, 1, h, w): each cell's part in what is read
     "Rollout, weighted or not, of any model that can be recorded."
     attentions = [seen[i] for i in range(len(recorder.blocks))]
@@ -196,7 +197,10 @@ def trace_back(
     if start is None:
         start = attentions[0].new_full((len(seen["size", 0]), *sizes[-1]), 1 / (sizes[-1][0] * sizes[-1][1]))
     cells, identity = start, start
+    nearest = sorted(set(sizes))[: stages or len(sizes)]
     for block, attention, size in zip(recorder.blocks[::-1], attentions[::-1], sizes[::-1]):
+        if size not in nearest:
+            break
         if tuple(cells.shape[1:]) != size:
             cells, identity = _grow(cells, size), _grow(identity, size)
         came = carry(block, attention.mean(1), cells)
