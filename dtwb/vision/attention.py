@@ -67,8 +67,8 @@ def _own_map(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _attention(model: Any, x: torch.Tensor) -> torch.Tensor:
     with _recorder(model) as recorder, torch.no_grad():
-        grid = tuple(model.backbone(x)[-1].shape[2:])
-        return relative(trace_back(recorder, recorder.take(), grid, stages=2))
+        h, w = model.backbone(x)[-1].shape[2:]
+        return relative(trace_back(recorder, recorder.take(), (h, w), stages=2))
 
 # %% ../../nbs/vision/52_attention.ipynb #3087b67f
 def _gradient_attention(model: Any, x: torch.Tensor) -> torch.Tensor:
@@ -76,8 +76,8 @@ def _gradient_attention(model: Any, x: torch.Tensor) -> torch.Tensor:
         features, logits = _features(model, x)
         seen = recorder.take()
         slopes = torch.autograd.grad(_evidence(logits), [seen[i] for i in range(len(recorder.blocks))])
-        seen = {k: v.detach() for k, v in seen.items()}
-        return relative(trace_back(recorder, seen, tuple(features[-1].shape[2:]), list(slopes), stages=3))
+        seen, (h, w) = {k: v.detach() for k, v in seen.items()}, features[-1].shape[2:]
+        return relative(trace_back(recorder, seen, (h, w), list(slopes), stages=3))
 
 
 def _features(model: Any, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
