@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-
 LARGE = """
 import json, resource, sys
 import numpy as np
