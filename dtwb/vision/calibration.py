@@ -7,7 +7,7 @@ __all__ = ['COLDEST', 'HOTTEST', 'MAP_LEVELS', 'AREAS', 'likelihood_loss', 'fit_
            'threshold_of_goods', 'operating_point', 'plot_thresholds', 'threshold_of', 'refit_threshold', 'input_area',
            'BoxFit', 'calibrate']
 
-# %% ../../nbs/vision/51_calibration.ipynb #57b61fc1
+# %% ../../nbs/vision/51_calibration.ipynb #d7f75777
 import math
 import re
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 from scipy.stats import beta
 
 from ..core.errors import ImageError, ModelError
@@ -30,8 +29,12 @@ from .metrics import box_iou, box_of, calibration_error, class_numbers
 from .places import regions_of
 from .preprocess import place
 
-# %% ../../nbs/vision/51_calibration.ipynb #69027973
+# %% ../../nbs/vision/51_calibration.ipynb #a98beaa6
 COLDEST, HOTTEST = 0.05, 20.0
+
+
+def _log_sum(z: np.ndarray) -> np.ndarray:  # (n, K) to (n,)
+    return np.logaddexp.reduce(z, axis=1)
 
 
 def likelihood_loss(
@@ -41,7 +44,7 @@ def likelihood_loss(
 ) -> float:
     "The mean negative log-likelihood of softmax(logits / temperature)."
     z = np.asarray(logits, float) / temperature
-    return float(np.mean(logsumexp(z, axis=1) - z[np.arange(len(z)), truth]))
+    return float(np.mean(_log_sum(z) - z[np.arange(len(z)), truth]))
 
 
 def fit_temperature(
@@ -55,7 +58,7 @@ def fit_temperature(
     own = z[np.arange(len(z)), truth]
 
     def slope(inverse: float) -> float:  # of the loss, in the inverse temperature; it grows with it
-        weight = np.exp(inverse * z - logsumexp(inverse * z, axis=1, keepdims=True))
+        weight = np.exp(inverse * z - _log_sum(inverse * z)[:, None])
         return float(np.mean((weight * z).sum(1) - own))
 
     if not len(z) or (own >= z.max(1)).all():
@@ -65,9 +68,9 @@ def fit_temperature(
         return HOTTEST
     if slope(high) <= 0:
         return COLDEST
-    return 1 / float(brentq(slope, low, high, xtol=1e-10))
+    return 1 / float(brentq(slope, low, high, xtol=1e-10))  # pyright: ignore
 
-# %% ../../nbs/vision/51_calibration.ipynb #06a207d9
+# %% ../../nbs/vision/51_calibration.ipynb #9d054779
 def _scores(p_defect, defect) -> tuple[np.ndarray, np.ndarray]:
     p, bad = np.asarray(p_defect, float), np.asarray(defect).astype(bool)
     if p.ndim != 1 or p.shape != bad.shape or not ((p >= 0) & (p <= 1)).all():
@@ -103,7 +106,7 @@ def threshold_curve(
     table["f1"] = 2 * recall * share / (flagged + share)
     return pd.DataFrame(table | {"missed": (1 - recall) * share, "false_alarms": false})
 
-# %% ../../nbs/vision/51_calibration.ipynb #7f8ea0e0
+# %% ../../nbs/vision/51_calibration.ipynb #0b11f9d8
 def fit_threshold(
     p_defect: Sequence[float] | np.ndarray,  # (n,) probability of a defect, of validation images
     defect: Sequence[Any] | np.ndarray,  # (n,) bool, which of them are defective
@@ -125,13 +128,14 @@ def fit_threshold(
         _check_share(precision, "precision")
         kept = curve[(curve.precision >= precision - 1e-12) & (curve.recall > 0)]
         if not len(kept):
-            best = curve[curve.recall > 0].sort_values(["precision", "recall"]).iloc[-1]
+            held = curve[curve.recall > 0].iloc[::-1]
+            best = held.loc[held.precision.idxmax()]
             raise ModelError(
                 f"a precision of {precision:g} is not reached",
                 "precision",
                 f"at most {best.precision:.3f}, with a recall of {best.recall:.3f}",
             )
-        row = kept.sort_values(["recall", "precision"]).iloc[-1]
+        row = kept.loc[kept.recall.idxmax()]
     elif cost is not None:
         row = curve.loc[_costs(curve, cost).idxmin()]
     else:
@@ -149,7 +153,7 @@ def _costs(curve: pd.DataFrame, cost: tuple[float, float]) -> pd.Series:  # a pa
         raise ModelError(f"a cost of {cost}", "cost", "two positive numbers: of a missed defect, of a false alarm")
     return cost[0] * curve.missed + cost[1] * curve.false_alarms
 
-# %% ../../nbs/vision/51_calibration.ipynb #8a857d14
+# %% ../../nbs/vision/51_calibration.ipynb #06a38b67
 def threshold_of_goods(
     p_defect: Sequence[float] | np.ndarray,  # (n,) of good images
     false_alarms: float = 0.01,  # the share of good parts that may be called defective
@@ -165,7 +169,7 @@ def threshold_of_goods(
     note = f"no defects in validation: set so that {false_alarms:.1%} of good images are called defective"
     return float(np.nextafter(np.sort(p)[rank - 1], 2)) if p.max() < 1 else 1.0, note
 
-# %% ../../nbs/vision/51_calibration.ipynb #cffb094f
+# %% ../../nbs/vision/51_calibration.ipynb #ee3db938
 def operating_point(
     p_defect: Sequence[float] | np.ndarray,  # (n,)
     defect: Sequence[Any] | np.ndarray,  # (n,) bool
@@ -184,7 +188,7 @@ def operating_point(
         rows[name] = {"value": k / n if n else np.nan, "low": low, "high": high, "hits": k, "of": n}
     return pd.DataFrame(rows).T.astype({"hits": int, "of": int})
 
-# %% ../../nbs/vision/51_calibration.ipynb #368bfdac
+# %% ../../nbs/vision/51_calibration.ipynb #129e7bdf
 def plot_thresholds(
     p_defect: Sequence[float] | np.ndarray,  # (n,)
     defect: Sequence[Any] | np.ndarray,  # (n,) bool
@@ -209,7 +213,7 @@ def plot_thresholds(
     ax.legend(frameon=False, loc="lower center", ncols=len(lines), bbox_to_anchor=(0.5, 1.06))
     return ax
 
-# %% ../../nbs/vision/51_calibration.ipynb #a8cddbe8
+# %% ../../nbs/vision/51_calibration.ipynb #3b0fe740
 def threshold_of(
     meta: Meta,
     threshold: float | str | None = None,  # a number, a name, a target in words; the bundle's own by default
@@ -247,7 +251,7 @@ def refit_threshold(
         raise ModelError("the bundle keeps no validation scores", "threshold", "calibrate(inspector, images)")
     return fit_threshold(scores["p_defect"], scores["defect"], recall, precision, cost, rate)
 
-# %% ../../nbs/vision/51_calibration.ipynb #cee5298e
+# %% ../../nbs/vision/51_calibration.ipynb #25e3cb14
 MAP_LEVELS = 1 / (1 + np.exp(-np.linspace(-4, 4, 17)))
 AREAS = np.array([0, 2, 4, 8, 16, 32, 64, 128, 256])  # px of the model's input
 
@@ -298,7 +302,7 @@ class BoxFit:
             by_area += 2 * (kept * hit).sum(1) / np.maximum(kept.sum(1) + self.regions[label], 1)
         return float(MAP_LEVELS[k]), int(AREAS[by_area.argmax()])
 
-# %% ../../nbs/vision/51_calibration.ipynb #97a1540a
+# %% ../../nbs/vision/51_calibration.ipynb #f303430f
 def calibrate(
     inspector: Any,  # anything with predict_batch, classes and meta
     images: ImageSet,  # of validation, with labels, and masks if there are
@@ -348,7 +352,7 @@ def calibrate(
 
 def _p_defect(logits: np.ndarray, temperature: float) -> np.ndarray:
     z = logits / temperature
-    return np.clip(1 - np.exp(z[:, 0] - logsumexp(z, axis=1)), 0, 1)
+    return np.clip(1 - np.exp(z[:, 0] - _log_sum(z)), 0, 1)
 
 
 def _ece(bad: np.ndarray, p: np.ndarray) -> float:
@@ -373,7 +377,7 @@ def _thresholds(p, bad, target: dict, old: float) -> tuple[float, dict[str, floa
     named, notes = {"best_f1": fit_threshold(p, bad)}, []
     for kind, share in (("recall", 0.95), ("recall", 0.99), ("precision", 0.95)):
         try:
-            named[f"{kind}_{share * 100:.0f}"] = fit_threshold(p, bad, **{kind: share})
+            named[f"{kind}_{share * 100:.0f}"] = fit_threshold(p, bad, **{kind: share})  # pyright: ignore[reportArgumentType]
         except ModelError as e:
             notes.append(f"{e.what}: {e.how}")
     return fit_threshold(p, bad, **target), named, notes

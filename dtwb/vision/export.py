@@ -30,7 +30,9 @@ from ..core.errors import ModelError
 from .backends import BACKENDS
 from .bundle import META, ONNX, WEIGHTS, Meta, check_place, hash_file, write_meta, writing_bundle
 from .inspector import decide, softmax
+from .one_class import build_memory_bank
 from .preprocess import preprocess
+from .student_teacher import build_student_teacher
 
 # %% ../../nbs/vision/60_export.ipynb #fc3270d5
 _SCALE = "::scale"
@@ -77,7 +79,11 @@ def _supervised(meta: Meta) -> nn.Module:
     return create_model(meta.model, len(meta.classes), channels=config.channels, size=size, map=meta.map)
 
 
-BUILDERS: dict[str, Callable[[Meta], nn.Module]] = {"supervised": _supervised}
+BUILDERS: dict[str, Callable[[Meta], nn.Module]] = {
+    "supervised": _supervised,
+    "memory_bank": build_memory_bank,
+    "student_teacher": build_student_teacher,
+}
 
 
 def load_weights(
