@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
 
 from ..core.errors import ImageError
@@ -225,13 +226,12 @@ def _folds_in(table: pd.DataFrame, path: Path) -> dict[int, pd.Series]:  # numbe
     for column in table.columns:
         if not re.fullmatch(r"fold\d*", column) or not table[column].str.strip().any():
             continue
-        number = pd.to_numeric(table[column], errors="coerce")
-        if number.isna().any() or (number % 1 != 0).any() or number.min() < 0:
-            bad = table[column][number.isna() | (number % 1 != 0) | (number < 0)].iat[0]
-            raise ImageError(f'{column} is "{bad}"', path, "a fold is a number from 0, for every row or for none")
-        number = number.astype(int)
-        first = int(number.min() > 0 and number.min() == 1)  # some count from 1
-        folds[int(column[4:] or number.max() + 1 - first)] = number - first
+        text = table[column].str.strip()
+        if bad := [value for value in text if not re.fullmatch(r"\d+(\.0)?", value)]:
+            raise ImageError(f'{column} is "{bad[0]}"', path, "a fold is a number from 0, for every row or for none")
+        number = text.map(lambda value: int(float(value)))
+        number -= int(number.min() == 1)  # some count from 1
+        folds[int(column[4:] or number.max() + 1)] = number
     return folds
 
 # %% ../../nbs/vision/02_layouts.ipynb #ac000018
@@ -264,22 +264,23 @@ def _read_csv(root: Path, path: Path) -> Layout:
     if wrong and set(out.split) != {""}:
         how = "a split is train, val or test, for every row or for none"
         raise ImageError(f'split is "{sorted(wrong)[0]}"', path, how)
-    return _without_repeats(Layout("csv", out.assign(fold=-1)[COLUMNS], _folds_in(table, path)), lines)
+    return _without_repeats(Layout("csv", out.assign(fold=-1).reindex(columns=COLUMNS), _folds_in(table, path)), lines)
 
 
 def _without_repeats(layout: Layout, lines: list[str]) -> Layout:
     "A row that is there twice counts once; a path with two labels is an error."
     table = layout.table
-    again = table.duplicated("path").to_numpy()
+    again = np.asarray(table.duplicated("path"))
     if not again.any():
         return layout
     first = table.drop_duplicates("path").set_index("path").label
-    for row in again.nonzero()[0]:
+    for row in np.flatnonzero(again):
         path, label = table.path.iat[row], table.label.iat[row]
         if first[path] != label:
             raise ImageError(f'"{path}" is {label} here and {first[path]} before', lines[row], "one row for each image")
-    layout.table = table[~again].reset_index(drop=True)
-    layout.folds = {k: fold[~again].reset_index(drop=True) for k, fold in layout.folds.items()}
+    once = np.flatnonzero(~again)
+    layout.table = table.take(once).reset_index(drop=True)
+    layout.folds = {k: fold.take(once).reset_index(drop=True) for k, fold in layout.folds.items()}
     layout.notes.append(f"{int(again.sum())} rows were there twice")
     return layout
 

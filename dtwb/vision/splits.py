@@ -78,8 +78,8 @@ def alike(
         fine_other = _residuals(other, mean)
         rough_other = _unit(_coarse(fine_other))
         for start in range(0, len(thumbs), 512):
-            i, j = np.nonzero(rough[start : start + 512] @ rough_other.T > threshold - 0.05)
-            i, j = (i + start)[i + start < j], j[i + start < j]
+            i, j = np.nonzero(rough[start : start + 512] @ rough_other[start:].T > threshold - 0.05)
+            i, j = i[i < j] + start, j[i < j] + start
             sure = np.einsum("ij,ij->i", fine[i], fine_other[j]) > threshold
             found.update(zip(i[sure].tolist(), j[sure].tolist()))
     return sorted(found)
@@ -90,7 +90,7 @@ def join(
     n: int,  # of all
 ) -> np.ndarray:  # (n,) the smallest number of each one's group
     "Groups from pairs."
-    parent = np.arange(n)
+    parent = list(range(n))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -149,14 +149,14 @@ def fold_by_group(
     groups, owner = _owners(table)
     if not 2 <= k <= len(groups):
         raise ImageError(f"{k} folds of {len(groups)} parts", "folds", "at least 2, and no more than there are groups")
-    rng, size = np.random.default_rng(seed), table.group.value_counts().to_dict()
-    fold, total = {}, np.zeros(k)
-    for label in sorted(set(owner.values()), key=lambda name: (list(owner.values()).count(name), name)):
-        mine = rng.permutation([g for g in groups if owner[g] == label])
-        mine, of_label = sorted(mine, key=lambda g: -size[g]), np.zeros(k)
-        for g in mine:
-            best = min(range(k), key=lambda f: (of_label[f], total[f]))
-            fold[g] = best
-            of_label[best] += size[g]
-            total[best] += size[g]
+    rng, fold = np.random.default_rng(seed), {}
+    counts = pd.crosstab(table.group, table.label)
+    share = (counts / counts.sum()).to_numpy()  # of all images of a label
+    share = dict(zip(counts.index, np.c_[share, counts.sum(axis=1) / len(table)]))
+    rarity = pd.Series(owner).value_counts()
+    held = np.zeros((k, len(counts.columns) + 1))  # what each fold has of each label, and of all
+    for g in sorted(rng.permutation(groups), key=lambda g: (rarity[owner[g]], owner[g], -share[g].sum())):
+        after = held[None] + np.eye(k)[:, :, None] * share[g]
+        fold[g] = int(np.argmin((after**2).sum((1, 2))))
+        held[fold[g]] += share[g]
     return table.group.map(fold)
