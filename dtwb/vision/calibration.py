@@ -19,7 +19,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 from scipy.stats import beta
 
 from ..core.errors import ImageError, ModelError
@@ -34,6 +33,10 @@ from .preprocess import place
 COLDEST, HOTTEST = 0.05, 20.0
 
 
+def _log_sum(z: np.ndarray) -> np.ndarray:  # (n, K) to (n,)
+    return np.logaddexp.reduce(z, axis=1)
+
+
 def likelihood_loss(
     logits: np.ndarray,  # (n, K)
     truth: np.ndarray,  # (n,) class numbers
@@ -41,7 +44,7 @@ def likelihood_loss(
 ) -> float:
     "The mean negative log-likelihood of softmax(logits / temperature)."
     z = np.asarray(logits, float) / temperature
-    return float(np.mean(logsumexp(z, axis=1) - z[np.arange(len(z)), truth]))
+    return float(np.mean(_log_sum(z) - z[np.arange(len(z)), truth]))
 
 
 def fit_temperature(
@@ -55,7 +58,7 @@ def fit_temperature(
     own = z[np.arange(len(z)), truth]
 
     def slope(inverse: float) -> float:  # of the loss, in the inverse temperature; it grows with it
-        weight = np.exp(inverse * z - logsumexp(inverse * z, axis=1, keepdims=True))
+        weight = np.exp(inverse * z - _log_sum(inverse * z)[:, None])
         return float(np.mean((weight * z).sum(1) - own))
 
     if not len(z) or (own >= z.max(1)).all():
@@ -65,7 +68,7 @@ def fit_temperature(
         return HOTTEST
     if slope(high) <= 0:
         return COLDEST
-    return 1 / float(brentq(slope, low, high, xtol=1e-10))
+    return 1 / float(brentq(slope, low, high, xtol=1e-10))  # pyright: ignore
 
 # %% ../../nbs/vision/51_calibration.ipynb #9d054779
 def _scores(p_defect, defect) -> tuple[np.ndarray, np.ndarray]:
@@ -125,13 +128,14 @@ def fit_threshold(
         _check_share(precision, "precision")
         kept = curve[(curve.precision >= precision - 1e-12) & (curve.recall > 0)]
         if not len(kept):
-            best = curve[curve.recall > 0].sort_values(["precision", "recall"]).iloc[-1]
+            held = curve[curve.recall > 0].iloc[::-1]
+            best = held.loc[held.precision.idxmax()]
             raise ModelError(
                 f"a precision of {precision:g} is not reached",
                 "precision",
                 f"at most {best.precision:.3f}, with a recall of {best.recall:.3f}",
             )
-        row = kept.sort_values(["recall", "precision"]).iloc[-1]
+        row = kept.loc[kept.recall.idxmax()]
     elif cost is not None:
         row = curve.loc[_costs(curve, cost).idxmin()]
     else:
@@ -348,7 +352,7 @@ def calibrate(
 
 def _p_defect(logits: np.ndarray, temperature: float) -> np.ndarray:
     z = logits / temperature
-    return np.clip(1 - np.exp(z[:, 0] - logsumexp(z, axis=1)), 0, 1)
+    return np.clip(1 - np.exp(z[:, 0] - _log_sum(z)), 0, 1)
 
 
 def _ece(bad: np.ndarray, p: np.ndarray) -> float:
@@ -373,7 +377,7 @@ def _thresholds(p, bad, target: dict, old: float) -> tuple[float, dict[str, floa
     named, notes = {"best_f1": fit_threshold(p, bad)}, []
     for kind, share in (("recall", 0.95), ("recall", 0.99), ("precision", 0.95)):
         try:
-            named[f"{kind}_{share * 100:.0f}"] = fit_threshold(p, bad, **{kind: share})
+            named[f"{kind}_{share * 100:.0f}"] = fit_threshold(p, bad, **{kind: share})  # pyright: ignore[reportArgumentType]
         except ModelError as e:
             notes.append(f"{e.what}: {e.how}")
     return fit_threshold(p, bad, **target), named, notes

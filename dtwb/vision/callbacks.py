@@ -68,22 +68,26 @@ class StopOnNonFinite(lightning.Callback):
     ):
         self.folder, self.names, self.batch = folder, names, 0
 
+    def on_train_start(self, trainer, pl_module):
+        if trainer.is_global_zero and not (self.folder / "best.ckpt").is_file():
+            torch.save({"state_dict": pl_module.state_dict()}, self.folder / "start.ckpt")
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch_idx
 
     def on_before_backward(self, trainer, pl_module, loss):
         if not bool(torch.isfinite(loss)):
-            self.stop(trainer, pl_module, f"the loss became {float(loss.detach())} at step {trainer.global_step}")
+            self.stop(trainer, f"the loss became {float(loss.detach())} at step {trainer.global_step}")
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.precision == "16-mixed":
             return  # there, an overflow is usual, and its step is left out
         norm = get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         if not bool(torch.isfinite(norm)):
-            self.stop(trainer, pl_module, f"the gradient became {float(norm)} at step {trainer.global_step}")
+            self.stop(trainer, f"the gradient became {float(norm)} at step {trainer.global_step}")
 
-    def stop(self, trainer, pl_module, what: str) -> NoReturn:
-        "Keep the weights, which are still good, where there are no better ones; note why; raise."
+    def stop(self, trainer, what: str) -> NoReturn:
+        "Note why, and raise."
         loader: Any = trainer.train_dataloader
         start = self.batch * loader.batch_size
         numbers = list(loader.sampler)[start : start + loader.batch_size]
@@ -92,8 +96,6 @@ class StopOnNonFinite(lightning.Callback):
         how = "look at these images; or a lower rate, or precision='32-true'"
         error = NonFiniteLoss(what, f"the batch of {shown}" if shown else "training", how, images)
         note = {"what": error.what, "where": error.where, "how": error.how, "images": images}
-        if not (self.folder / "best.ckpt").is_file():
-            torch.save({"state_dict": pl_module.state_dict()}, self.folder / "last_good.ckpt")
         write_aside(self.folder / "stopped.json", json.dumps(note))  # another process reads it
         raise error
 

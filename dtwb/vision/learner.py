@@ -24,10 +24,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import ImageError, ModelError
-from .callbacks import Numbers
+from .callbacks import NonFiniteLoss, Numbers
 from .images import GOOD, ImageSet
 from .inspector import decide, softmax
-from .losses import drawing_loss
+from .losses import image_loss, map_loss
 from .metrics import best_threshold, score_images
 
 # %% ../../nbs/vision/38_learner.ipynb #079f785a
@@ -43,6 +43,9 @@ class Recipe:
     epochs: int = 40  # at most
     epoch_size: int = 1024  # views an epoch
     batch_size: int = 16  # of each process
+    policy: str = "strong"  # of augmentation: one of POLICIES
+    loss: str = "cross_entropy"  # of the decision: one of IMAGE_LOSSES
+    map_loss: str = "hardest"  # of the drawing: one of MAP_LOSSES
     rate: float = 2e-3  # the highest learning rate
     patience: int = 20  # epochs without a better val before it stops
     precision: str = "32-true"  # lightning's: bf16-mixed, 16-mixed ...
@@ -135,11 +138,14 @@ class Learner(lightning.LightningModule):
         self,
         model: InspectionModel,
         recipe: Recipe,
+        counts: Sequence[int] = (),  # photos of each class in train
         time_limit: float | None = None,  # s, from `started` on
         started: float | None = None,  # time.monotonic()
     ):
         super().__init__()
         self.model, self.recipe, self.rate = model, recipe, recipe.rate
+        self.counts = list(counts) or [1] * model.n_classes
+        image_loss(recipe.loss, self.counts), map_loss(recipe.map_loss)  # an unknown name is said now
         self.limit, self.started = time_limit or math.inf, time.monotonic() if started is None else started
         self.steps, self.share, self.before = 1, 0.0, 0.0  # before: s that an earlier, stopped run took
         self.history: list[dict] = []
@@ -174,12 +180,12 @@ class Learner(lightning.LightningModule):
         "Of a batch of views: input, target map, class number, whether a mask is known."
         x, target, label, known = batch
         logits, _, drawn = self.model.heads(x.to(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, label, label_smoothing=0.05)
+        loss = image_loss(self.recipe.loss, self.counts)(logits.float(), label)
         if drawn is None:
             return loss
         if drawn.shape[2:] != target.shape[2:]:
             target = F.adaptive_max_pool2d(target, drawn.shape[2:])
-        return loss * (0.3 + 0.7 * self.share) + drawing_loss(drawn, target, known)
+        return loss * (0.3 + 0.7 * self.share) + map_loss(self.recipe.map_loss)(drawn.float(), target, known)
 
     def validation_step(self, batch, batch_idx):
         x, label = batch
@@ -188,6 +194,9 @@ class Learner(lightning.LightningModule):
 
     def on_validation_epoch_end(self):
         logits, truth = (torch.cat(parts).numpy() for parts in zip(*self.judged))
+        if not np.isfinite(logits).all():
+            what = f"the model gives numbers that are not finite after step {self.global_step}"
+            raise NonFiniteLoss(what, "validation", "a lower rate, or precision='32-true'")
         figures = self.trainer.strategy.broadcast(judge(logits, truth))
         loss = float(np.mean(self.losses or [np.nan]))
         self.history.append({"step": self.global_step, "loss": loss, "seconds": self.spent, **figures})

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ONE_CLASS', 'CLASSES', 'good_and_usual', 'backbone_of', 'OneClass', 'paint_set', 'fit_one_class']
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #c89ce3a4
+# %% ../../nbs/vision/44_one_class_training.ipynb #27c382a5
 from .one_class import MemoryBank  # first: it mends torchvision's import
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #8eb3c906
+# %% ../../nbs/vision/44_one_class_training.ipynb #50d51aff
 import logging
 import warnings
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ from .student_teacher import StudentLearner, StudentTeacher
 from .views import load_photos
 from .weights import read_state, take_over
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #539b67ae
+# %% ../../nbs/vision/44_one_class_training.ipynb #a6db126d
 ONE_CLASS = ("memory_bank", "student_teacher", "painted")
 CLASSES = [GOOD, "defect"]
 
@@ -67,7 +67,7 @@ def good_and_usual(
         raise ImageError(f"{len(learn) + len(usual)} good images are too few", where, f"at least {2 * least}")
     return learn, usual, notes
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #1aef11be
+# %% ../../nbs/vision/44_one_class_training.ipynb #d6043268
 def backbone_of(
     start: str | Path | None,  # a bundle's folder, or a file of weights
     backbone: str | None,  # a timm name; by default the bundle's
@@ -98,7 +98,7 @@ def _see(net: Any, state: dict[str, torch.Tensor], start: object) -> None:
         what = f"{len(missing)} of {len(wanted)} weights are not in it, e.g. {sorted(missing)[0]}"
         raise ModelError(what, start, "another size, channels or backbone")
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #7752626f
+# %% ../../nbs/vision/44_one_class_training.ipynb #867cb453
 @dataclass(frozen=True)
 class OneClass:
     "A one-class model with what it needs to be used."
@@ -132,7 +132,7 @@ def _fit_scale(model: Any, photos: list[Photo], config: Preprocess) -> None:
     scores, places = zip(*_in_batches(model.measure, photos, config))
     model.scale.fit(torch.cat(scores).numpy(), torch.cat(places)[:, 0].numpy())
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #2f098b52
+# %% ../../nbs/vision/44_one_class_training.ipynb #cdd57eb0
 class _Inputs(Dataset):
     def __init__(self, photos: list[Photo], config: Preprocess):
         self.photos, self.config = photos, config
@@ -172,7 +172,7 @@ def _teach(model: StudentTeacher, photos, config, steps: int, time_limit: float 
         raise ModelError("the student's loss is not finite", "training", "check the images, or lower the rate")
     return learner.losses
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #a6106c14
+# %% ../../nbs/vision/44_one_class_training.ipynb #5a121418
 def paint_set(
     learn: ImageSet,  # good images, to become train
     usual: ImageSet,  # good images, to become val
@@ -193,7 +193,7 @@ def paint_set(
             rows.append((f"{part}/painted{k}", "defect", f"{part}/mask{k}", images.table.group.iat[i], part))
     return ImageSet(pd.DataFrame(rows, columns=["path", "label", "mask", "group", "split"]), pictures=pictures)
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #cd1a0bc8
+# %% ../../nbs/vision/44_one_class_training.ipynb #d7baab1c
 def _fit_painted(learn, usual, backbone, size, start, pretrained, quantile, seed, options) -> OneClass:
     from dtwb.vision.training import fit  # it knows of us
 
@@ -209,14 +209,14 @@ def _fit_painted(learn, usual, backbone, size, start, pretrained, quantile, seed
         seed=seed,
         **options,
     )
-    photos = load_photos(usual, CLASSES, round(1.5 * max(size)))
+    photos = load_photos(usual, CLASSES, fitted.config)
     p = torch.cat([logits.softmax(1)[:, 1] for logits, _ in _in_batches(fitted.model, photos, fitted.config)]).numpy()
     odds = np.clip(p, 1e-6, 1 - 1e-6) / np.clip(1 - p, 1e-6, 1 - 1e-6)
     limit = usual_limit(odds, quantile)
     threshold = float(np.clip(limit / (1 + limit), 1e-4, 1 - 1e-4))
     return OneClass(fitted.model, fitted.config, CLASSES, threshold, fitted.history, "supervised", name)
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #ccf55a36
+# %% ../../nbs/vision/44_one_class_training.ipynb #6af3ade7
 def fit_one_class(
     images: ImageSet,  # with good ones in train; others there are left aside
     *,
@@ -248,7 +248,7 @@ def fit_one_class(
     if min(net.describe.grid) < 4:
         raise ModelError(f"the map has {net.describe.grid[0]} x {net.describe.grid[1]} cells", name, "a larger size")
     _see(net, state, start)
-    photos, held = (load_photos(part, CLASSES, round(1.5 * max(size))) for part in (learn, usual))
+    photos, held = (load_photos(part, CLASSES, config) for part in (learn, usual))
     raw, losses = _sample_patches(net, photos, config, sample, rng), []
     if isinstance(net, MemoryBank):
         net.remember(raw, rng)

@@ -5,10 +5,15 @@
 # %% auto #0
 __all__ = ['Student', 'StudentTeacher', 'StudentLearner', 'build_student_teacher']
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #601ecece
-from .one_class import DistanceScale, PatchDescription, Smooth  # first: it mends torchvision's import
+# %% ../../nbs/vision/33_student_teacher.ipynb #ca16f0cf
+from dtwb.vision.one_class import (
+    DistanceScale,
+    PatchDescription,
+    Smooth,
+    check_options,
+)  # first: it mends torchvision's import
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #a3b123fa
+# %% ../../nbs/vision/33_student_teacher.ipynb #9ace2b90
 import math
 from collections.abc import Sequence
 
@@ -20,7 +25,7 @@ from torch import nn
 from .bundle import Meta
 from .models import Backbone
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #d2f3c455
+# %% ../../nbs/vision/33_student_teacher.ipynb #238647fe
 class Student(nn.Module):
     "From images (B, channels, H, W) to numbers (B, h * w, directions)."
 
@@ -51,9 +56,9 @@ class Student(nn.Module):
         said = F.interpolate(said, self.grid, mode="bilinear") if tuple(said.shape[2:]) != tuple(self.grid) else said
         return said.flatten(2).transpose(1, 2)
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #d0617182
+# %% ../../nbs/vision/33_student_teacher.ipynb #ef67b997
 class StudentTeacher(nn.Module):
-    "logits (B, 2) and a map (B, 1, h, w) in 0..1 of images (B, channels, H, W): how far the student misses the teacher."
+    "logits (B, 2) and a map (B, 1, h, w) in 0..1 of (B, channels, H, W): how far the student misses its teacher."
 
     map, kind, n_classes = "distance", "student_teacher", 2
 
@@ -70,6 +75,7 @@ class StudentTeacher(nn.Module):
         smooth: float = 1.5,  # cells that the map is smoothed by
     ):
         super().__init__()
+        check_options(directions=(directions, 1, 4096), width=(width, 1, 1024), smooth=(smooth, 0.1, 20))
         self.name = name
         self.options = dict(stages=sorted(set(stages)), directions=directions, width=width, smooth=smooth)
         self.describe = PatchDescription(name, pretrained, channels, size, stages, directions)
@@ -94,7 +100,7 @@ class StudentTeacher(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.scale(*self.measure(x))
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #f2de4e70
+# %% ../../nbs/vision/33_student_teacher.ipynb #b9f75f97
 class StudentLearner(lightning.LightningModule):
     "Teaches the student of a `StudentTeacher` whose description was fitted."
 
@@ -117,7 +123,7 @@ class StudentLearner(lightning.LightningModule):
         self.losses.append(float(loss.detach()))
         return loss
 
-# %% ../../nbs/vision/33_student_teacher.ipynb #d99756b2
+# %% ../../nbs/vision/33_student_teacher.ipynb #3e4fcc56
 def build_student_teacher(
     meta: Meta,
 ) -> StudentTeacher:  # with an ignorant student

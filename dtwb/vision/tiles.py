@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAP_PIXELS', 'tile_starts', 'Tiling', 'blend_weights', 'Stitcher', 'open_large']
 
-# %% ../../nbs/vision/66_tiles.ipynb #36578f6b
+# %% ../../nbs/vision/66_tiles.ipynb #342e9654
 import os
 import struct
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ImageError
-from .images import MAX_PIXELS, MAX_SIDE, read_image
+from .photos import MAX_PIXELS, MAX_SIDE, read_image
 from .preprocess import check_array
 
-# %% ../../nbs/vision/66_tiles.ipynb #19492376
+# %% ../../nbs/vision/66_tiles.ipynb #3571f696
 def tile_starts(
     length: int,  # px of the image, along one side
     tile: int,  # px of a tile
@@ -35,7 +35,7 @@ def tile_starts(
     n = 1 + -(-last // stride)
     return [k * last // (n - 1) * cell for k in range(n)]
 
-# %% ../../nbs/vision/66_tiles.ipynb #3d810977
+# %% ../../nbs/vision/66_tiles.ipynb #75621ba3
 MAP_PIXELS = 32_000_000  # a map of more cells than this is kept coarser
 
 
@@ -79,7 +79,7 @@ class Tiling:
         down, across = h - tile.shape[0], w - tile.shape[1]  # less than a cell
         return cv2.copyMakeBorder(tile, 0, down, 0, across, cv2.BORDER_REPLICATE) if down or across else tile
 
-# %% ../../nbs/vision/66_tiles.ipynb #bdd734f6
+# %% ../../nbs/vision/66_tiles.ipynb #b3adcbd9
 def blend_weights(n: int) -> np.ndarray:  # float32 (n,), above 0
     "How much a tile counts along one side: a raised cosine."
     return np.sin(np.pi * (np.arange(n) + 0.5) / n).astype(np.float32) ** 2
@@ -124,7 +124,7 @@ class Stitcher:
             part += self._share(self._weight, y, self._height)[:, None] * (self._strip[: len(part)] - part)
             self._strip[:], self._strip_weight[:] = 0, 0
 
-# %% ../../nbs/vision/66_tiles.ipynb #cbd144df
+# %% ../../nbs/vision/66_tiles.ipynb #429c5837
 def _mapped_tiff(
     image: Image.Image, path: Path
 ) -> np.ndarray | None:  # None where the pixels don't lie there as they are
@@ -152,24 +152,7 @@ def _decode_strips(
         out[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return out
 
-# %% ../../nbs/vision/66_tiles.ipynb #116cdaa9
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-
-
-def _open_unlimited(path: Path) -> Image.Image:
-    "Open, but not yet decode, with Pillow's limit left alone."
-    Image.preinit()
-    if "WEBP" not in Image.OPEN or "TIFF" not in Image.OPEN:
-        Image.init()
-    with path.open("rb") as f:
-        start = f.read(16)
-    for name in _FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        if factory and (accept is None or accept(start) is True):
-            return factory(str(path), str(path))  # pyright: ignore
-    raise ImageError("not an image of a known format", path, f"one of {', '.join(_FORMATS)}, or a NumPy file (.npy)")
-
-
+# %% ../../nbs/vision/66_tiles.ipynb #e71f3b6f
 def open_large(
     path: str | Path,  # a PNG, JPEG, TIFF, BMP or WebP file, or .npy
 ) -> np.ndarray:  # uint8 (H, W) or (H, W, 3); memory-mapped where the file allows it
@@ -178,17 +161,12 @@ def open_large(
     try:
         if path.suffix.lower() == ".npy":
             return check_array(np.load(path, mmap_mode="r", allow_pickle=False), str(path))
-        with _open_unlimited(path) as image:
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                return read_image(path)
-            if max(width, height) > MAX_SIDE:
-                raise ImageError(f"an image of {width} x {height} pixels is too large", path, f"{MAX_SIDE} a side")
-            if image.mode not in ("L", "RGB"):
-                raise ImageError(
-                    f"a large image with pixels of kind {image.mode}", path, "save it as 8-bit grey or RGB"
-                )
-            mapped = _mapped_tiff(image, path)
-            return _decode_strips(image) if mapped is None else mapped
+        with Image.open(path) as image:
+            large = image.width * image.height > MAX_PIXELS and max(image.size) <= MAX_SIDE
+            if large and image.mode in ("L", "RGB"):
+                mapped = _mapped_tiff(image, path)
+                return _decode_strips(image) if mapped is None else mapped
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:
-        raise ImageError(f"the image cannot be read: {e}", path, "is it whole, and an image?") from None
+        how = "a whole file of a known format, or a NumPy array (.npy)"
+        raise ImageError(f"the image cannot be read: {e}", path, how) from None
+    return read_image(path, max_pixels=MAX_SIDE**2)
