@@ -342,7 +342,7 @@ def _write(fitted: Fitted | OneClass, images: ImageSet, out: Path, precision: st
     )  # fmt: skip
     inspector = Inspector(meta, _in_memory(fitted.model), "torch")
     val, test = images.select(split="val"), images.select(split="test")
-    if len(val):
+    if len(val) and (isinstance(fitted, Fitted) or (val.table.label != GOOD).any()):
         inspector = replace(inspector, meta=calibrate(inspector, val))
     evaluation = evaluate(inspector, test)
     summary = _summary(fitted, images) | {"test": evaluation.to_json()}
