@@ -4104,6 +4104,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dtwb.vision.tiling': { 'dtwb.vision.tiling.TiledInspector': ('vision/tiling.html#tiledinspector', 'dtwb/vision/tiling.py'),
                                     'dtwb.vision.tiling.TiledInspector.at': ( 'vision/tiling.html#tiledinspector.at',
                                                                               'dtwb/vision/tiling.py'),
+                                    'dtwb.vision.tiling.TiledInspector.calibrated': ( 'vision/tiling.html#tiledinspector.calibrated',
+                                                                                      'dtwb/vision/tiling.py'),
                                     'dtwb.vision.tiling.TiledInspector.classes': ( 'vision/tiling.html#tiledinspector.classes',
                                                                                    'dtwb/vision/tiling.py'),
                                     'dtwb.vision.tiling.TiledInspector.load': ( 'vision/tiling.html#tiledinspector.load',
