@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'AsJson', 'Seed', 'MANY', 'Backend', 'say_json', 'say_table', 'progress', 'run', 'train', 'inspect',
-           'interruptible', 'search_shown', 'say_search', 'schedule', 'schedule_options', 'check_hint', 'save_plan',
-           'schedule_facts', 'say_fact', 'say_terms', 'read_problem', 'Engine', 'simulate', 'simulate_once',
-           'simulate_many', 'many_facts', 'say_comparison', 'LogFormat', 'export_log', 'fit', 'say_fit', 'serve',
-           'info', 'facts', 'fail', 'main']
+           'Precision', 'export', 'interruptible', 'search_shown', 'say_search', 'schedule', 'schedule_options',
+           'check_hint', 'save_plan', 'schedule_facts', 'say_fact', 'say_terms', 'read_problem', 'Engine', 'simulate',
+           'simulate_once', 'simulate_many', 'many_facts', 'say_comparison', 'LogFormat', 'export_log', 'fit',
+           'say_fit', 'serve', 'info', 'facts', 'fail', 'main']
 
 # %% ../nbs/cli.ipynb #8a5c47ac
 import errno
@@ -196,6 +196,60 @@ def inspect(
     rows = [[Path(row["photo"]).name, *(row[c] if row[c] is not None else "" for c in columns[1:])] for row in found]
     say_table(f"{len(found)} photos by {bundle}", ["photo", "verdict", "confidence", "box (x, y, w, h)", "ms"], rows)
     typer.echo(f"Pictures: {out.resolve()}")
+
+# %% ../nbs/cli.ipynb #eee694c1
+class Precision(StrEnum):
+    "What a bundle's numbers are stored and computed in."
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+@app.command(epilog="dtwb export models/tiles --precision int8 --images photos --out models/tiles-small")
+def export(
+    bundle: Annotated[Path, typer.Argument(help="A folder that `dtwb train` wrote, in fp32.")],
+    images: Annotated[str, typer.Option(help="Photos to check on: a folder as for train, or synthetic:tiles.")],
+    precision: Annotated[Precision, typer.Option(help="int8 takes its ranges from these photos too.")] = Precision.int8,
+    out: Annotated[Path | None, typer.Option(help="The new bundle. \\[default: BUNDLE-PRECISION]")] = None,
+    limit: Annotated[int, typer.Option(help="Of the photos, at most so many, spread over all.", min=1)] = 200,
+    explain: Annotated[bool, typer.Option(help="Write a graph too whose map is the attention.")] = False,
+    tensorrt: Annotated[bool, typer.Option(help="Write int8 for NVIDIA's GPUs too; prove it where one is.")] = False,
+    as_json: AsJson = False,
+):
+    "Export an inspector again, smaller or for a GPU, and prove that it answers as before."
+    import numpy as np
+
+    from dtwb.core.errors import ModelError
+    from dtwb.vision.export import export_again, prove_backend
+    from dtwb.vision.images import GOOD, read_images
+
+    found = read_images(images)  # pyright: ignore[reportArgumentType]
+    rows = np.random.default_rng(0).permutation(len(found))[:limit]
+    check, defect = [found.image(int(k)) for k in rows], found.table.label.to_numpy()[rows] != GOOD
+    out = out or bundle.with_name(f"{bundle.name}-{precision.value}")
+    meta = export_again(
+        bundle, out, check, precision=precision.value, defect=defect, explain=explain, tensorrt=tensorrt
+    )
+    facts = {"bundle": str(out), "precision": precision.value, "parity": meta.parity}
+    facts["bytes"] = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    if tensorrt:
+        try:
+            facts["parity"]["tensorrt"] = prove_backend(out, check, "tensorrt", defect)
+        except ModelError as e:
+            facts["tensorrt"] = f"not proved here: {e}"
+    if as_json:
+        return say_json(facts)
+    table = [
+        [name, f"{p['max_difference']:.2g}", f"{p['labels_equal']:.1%}", f"{-p['auroc_loss']:+.3f}",
+         f"{facts['bytes'].get(name, 0) / 1e6:.1f} MB"]
+        for name, p in facts["parity"].items() if isinstance(p, dict)
+    ]  # fmt: skip
+    heads = ["file", "logits differ by", "labels equal", "AUROC", "size"]
+    say_table(f"{out}, against torch on {len(check)} photos", heads, table)
+    if "tensorrt" in facts:
+        typer.echo(f"TensorRT {facts['tensorrt']}")
+    typer.echo(f"Try: dtwb inspect {out} PHOTO...")
 
 # %% ../nbs/cli.ipynb #c1500001
 @contextmanager

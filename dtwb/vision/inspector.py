@@ -11,9 +11,10 @@ import base64
 import html
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,9 +26,11 @@ from ..core.settings import locate
 from .backends import BACKENDS, Run
 from .boxes import Box, boxes_from_map
 from .bundle import EXPLAIN, ONNX, WEIGHTS, Meta, read_bundle
+from .calibration import input_area, refit_threshold, threshold_of
 from .images import GOOD, ImageSet
-from .metrics import Measured, score_images, score_map, score_places
+from .metrics import Measured, class_numbers
 from .preprocess import check_array, preprocess
+from .tally import Tally
 
 # %% ../../nbs/vision/70_inspector.ipynb #24d25453
 @dataclass(frozen=True, eq=False)
@@ -245,8 +248,6 @@ class Inspector:
     ) -> list[Detection]:  # in order; the time of each is its share of its batch's
         "Inspect several images."
         if isinstance(threshold, str):
-            from dtwb.vision.calibration import threshold_of
-
             threshold = threshold_of(self.meta, threshold)
         threshold = self.meta.threshold if threshold is None else float(threshold)
         if not 0 <= threshold <= 1:
@@ -287,8 +288,6 @@ def at(
     cost: tuple[float, float] | None = None,  # of a missed defect and of a false alarm
 ) -> Inspector:  # the same one, deciding by that threshold
     "Decide by a target that the bundle's validation images reach."
-    from dtwb.vision.calibration import refit_threshold
-
     threshold = refit_threshold(self.meta, recall=recall, precision=precision, cost=cost)
     return replace(self, meta=replace(self.meta, threshold=threshold))
 
@@ -297,11 +296,27 @@ def at(
 class Evaluation:
     "The figures of an inspector on a set, with intervals over its parts."
 
-    figures: dict[str, Measured]  # auroc, ap, macro_f1, accuracy; pointing, pixel_ap, box_share where there are masks
+    figures: dict[str, Measured]  # of images: auroc, ap, macro_f1, accuracy, ece; of places, where there are masks
     confusion: pd.DataFrame  # rows: truth, columns: what was said
     n: int
     parts: int
     median_ms: float  # an image, pre- and post-processing included
+    tally: Tally | None = field(default=None, repr=False)  # every verdict: to pool with other folds, to compare
+
+    @classmethod
+    def of(
+        cls,
+        tally: Tally,  # of one set, or the sum of several folds'
+        median_ms: float = float("nan"),
+        rounds: int = 500,  # of the bootstrap
+    ) -> "Evaluation":
+        "The figures of a tally."
+        parts = tally.table.group.nunique()
+        return cls(tally.measure(rounds), tally.confusion, len(tally), parts, median_ms, tally)
+
+    @property
+    def by_type(self) -> pd.DataFrame:  # a row a type of defect
+        return self.tally.by_type() if self.tally else pd.DataFrame()
 
     def to_json(self) -> dict:
         return {"n": self.n, "parts": self.parts, **{k: m.to_json() for k, m in self.figures.items()}}
@@ -312,39 +327,56 @@ class Evaluation:
             for k, m in self.figures.items()
         )
         head = f"<b>{self.n} images of {self.parts} parts</b>"
-        return f"{head}<table><tr><th></th><th></th><th>95 %</th></tr>{rows}</table>{self.confusion.to_html(border=0)}"
+        tables = [t.to_html(border=0, float_format="{:.3f}".format, na_rep="") for t in (self.confusion, self.by_type)]
+        return f"{head}<table><tr><th></th><th></th><th>95 %</th></tr>{rows}</table>{''.join(tables)}"
 
 
 def evaluate(
-    inspector: Inspector,
+    inspector: Any,  # anything with predict, classes and meta
     images: ImageSet,  # with labels, groups and, if there are, masks
     *,
     rounds: int = 500,  # of the bootstrap
+    progress: Callable[[int, int], Any] | None = None,  # called with done and total
 ) -> Evaluation:
     "Inspect every image and compare."
-    unknown = set(images.table.label) - set(inspector.classes)
-    if unknown or not len(images):
-        raise ImageError(
-            f"labels that the model does not know: {', '.join(sorted(unknown))}" if unknown else "there are no images",
-            images.root or "images",
-        )
-    truth = np.array([inspector.classes.index(label) for label in images.table.label])
-    groups = images.table.group.to_numpy()
-    p_defect, decided, times, places = np.empty(len(images)), np.empty(len(images), int), [], []
+    if not len(images):
+        raise ImageError("there are no images", images.root or "images")
+    t, classes = images.table, tuple(inspector.classes)
+    truth = class_numbers(t.label, classes, images.root or "images")  # before anything is inspected
+    tally, times = Tally(classes), []
     for i in range(len(images)):
-        d = inspector.predict(images.image(i))
-        p_defect[i], decided[i] = 1 - d.probabilities[GOOD], inspector.classes.index(d.defect_type)
+        image, mask = images.image(i), images.mask(i) if truth[i] else None
+        if mask is not None and mask.shape != image.shape[:2]:
+            raise ImageError(f"the mask is {mask.shape}, its image {image.shape[:2]}", t["mask"].iat[i])
+        d = inspector.predict(image)
         times.append(d.inference_time_ms)
-        mask = images.mask(i) if truth[i] else None
-        if mask is not None and mask.any():
-            box = d.bbox or box_from_map(d.attention_map, inspector.meta.map_threshold)
-            places.append(
-                {"label": images.table.label.iat[i], "group": groups[i], **score_map(d.attention_map, mask, box)}
-            )
-    figures = score_images(truth, p_defect, decided, groups, rounds) | score_places(pd.DataFrame(places), rounds)
-    names = list(inspector.classes)
-    confusion = pd.crosstab(
-        pd.Series([names[k] for k in truth], name="is"), pd.Series([names[k] for k in decided], name="said")
-    )
-    confusion = confusion.reindex(index=[n for n in names if n in set(confusion.index)], columns=names, fill_value=0)
-    return Evaluation(figures, confusion, len(images), images.table.group.nunique(), float(np.median(times)))
+        p = [d.probabilities[c] for c in classes]
+        mask, boxes = _at_map(mask, d), _places(d, inspector.meta, image.shape)
+        fold = int(t.fold.iat[i]) if "fold" in t else -1
+        tally.add(
+            t.label.iat[i], t.group.iat[i], p, classes.index(d.defect_type), d.attention_map, mask, boxes,
+            str(t.path.iat[i]), fold,
+        )  # fmt: skip
+        if progress:
+            progress(i + 1, len(images))
+    return Evaluation.of(tally, float(np.median(times)), rounds)
+
+
+def _places(d: Detection, meta: Meta, shape: Sequence[int]) -> list[tuple]:
+    "Boxes in the map's pixels, also where the image was called good: places are scored apart from the verdict."
+    height, width = d.attention_map.shape
+    across, down = width / shape[1], height / shape[0]
+    if d.bbox:
+        boxes = [tuple(b) for b in d.boxes] or [d.bbox]
+        return [(x * across, y * down, w * across, h * down) for x, y, w, h in boxes]
+    area = round(meta.min_area * input_area(meta, shape) * across * down)
+    found = boxes_from_map(d.attention_map, meta.map_threshold, area)
+    return [tuple(b) for b in found] or [box_from_map(d.attention_map, meta.map_threshold)]
+
+
+def _at_map(mask: np.ndarray | None, d: Detection) -> np.ndarray | None:
+    "The mask as coarse as the map, which it is for images of hundreds of megapixels."
+    height, width = d.attention_map.shape
+    if mask is None or mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0
