@@ -157,7 +157,8 @@ class Learner(lightning.LightningModule):
         super().__init__()
         self.model, self.recipe, self.rate = model, recipe, recipe.rate
         self.counts = list(counts) or [1] * model.n_classes
-        image_loss(recipe.loss, self.counts), map_loss(recipe.map_loss)  # an unknown name is said now
+        for known in (image_loss(recipe.loss, self.counts), map_loss(recipe.map_loss)):
+            assert callable(known)  # an unknown name is said now
         self.limit, self.started = time_limit or math.inf, time.monotonic() if started is None else started
         self.steps, self.share, self.before = 1, 0.0, 0.0  # before: s that an earlier, stopped run took
         self.history: list[dict] = []

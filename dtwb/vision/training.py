@@ -87,7 +87,7 @@ def set_up(
 def _config_for(images: ImageSet, recipe: Recipe) -> Preprocess:
     size = recipe.size or input_size(images)
     if recipe.pretrained:
-        norm = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        norm: dict[str, Any] = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         return Preprocess(*size, channels=3, resize=recipe.resize, **norm)
     return Preprocess(*size, channels=1 if images.image(0).ndim == 2 else 3, resize=recipe.resize)
 
@@ -327,7 +327,7 @@ def train(
     check_place(out)
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
-    more = (
+    more: dict[str, Any] = (
         options | ({"precision": arithmetic} if arithmetic else {}) | {"time_limit": time_limit, "progress": progress}
     )
     try:
