@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from .bundle import WEIGHTS, Meta, read_bundle
 from .export import load_weights
 from .inspector import Inspector
 from .preprocess import preprocess
+from .tiles import Stitcher, Tiling
 
 # %% ../../nbs/vision/52_attention.ipynb #dd13984c
 def _evidence(logits: torch.Tensor) -> torch.Tensor:
@@ -65,8 +67,8 @@ def _own_map(model: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _attention(model: Any, x: torch.Tensor) -> torch.Tensor:
     with _recorder(model) as recorder, torch.no_grad():
-        grid = tuple(model.backbone(x)[-1].shape[2:])
-        return relative(trace_back(recorder, recorder.take(), grid, stages=2))
+        h, w = model.backbone(x)[-1].shape[2:]
+        return relative(trace_back(recorder, recorder.take(), (h, w), stages=2))
 
 # %% ../../nbs/vision/52_attention.ipynb #3087b67f
 def _gradient_attention(model: Any, x: torch.Tensor) -> torch.Tensor:
@@ -74,8 +76,8 @@ def _gradient_attention(model: Any, x: torch.Tensor) -> torch.Tensor:
         features, logits = _features(model, x)
         seen = recorder.take()
         slopes = torch.autograd.grad(_evidence(logits), [seen[i] for i in range(len(recorder.blocks))])
-        seen = {k: v.detach() for k, v in seen.items()}
-        return relative(trace_back(recorder, seen, tuple(features[-1].shape[2:]), list(slopes), stages=3))
+        seen, (h, w) = {k: v.detach() for k, v in seen.items()}, features[-1].shape[2:]
+        return relative(trace_back(recorder, seen, (h, w), list(slopes), stages=3))
 
 
 def _features(model: Any, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -187,19 +189,31 @@ def methods_of_bundle(
     if members := getattr(bundle, "members", None):
         fits = [methods_of_bundle(member) for member in members]
         return [name for name in fits[0] if all(name in f for f in fits)]
+    if inner := getattr(bundle, "inspector", None):
+        return methods_of_bundle(inner)
     return methods_of(_opened(bundle)[1])
 
 
 def explain(
-    bundle: Any,  # a bundle's folder, an inspector that was loaded from one, or an ensemble of such
+    bundle: Any,  # a bundle's folder, an inspector that was loaded from one, an ensemble of such, or one that tiles
     image: np.ndarray,  # (H, W) or (H, W, 3) RGB
     method: str | None = None,  # one of METHODS; by default the best that the model has: see DEFAULTS
 ) -> np.ndarray:  # float32 (H, W), 0..1, in the image's pixels; of an ensemble the mean over its members
     "Where the network of a bundle looked."
     if members := getattr(bundle, "members", None):
         return np.mean([explain(member, image, method) for member in members], axis=0)
+    if inner := getattr(bundle, "inspector", None):
+        return _explain_tiles(inner, bundle.tiling(image), image, method)
     meta, model = _opened(bundle)
     x, placement = preprocess(meta.preprocess, image)
     map = explain_input(model, torch.from_numpy(x)[None], method)
     seen = placement.map_to_image(map[0, 0].numpy(), (meta.preprocess.height, meta.preprocess.width))
     return np.clip(seen, 0, 1)
+
+
+def _explain_tiles(inspector: Any, tiling: Tiling, image: np.ndarray, method: str | None) -> np.ndarray:
+    whole = Stitcher(tiling)
+    for k in range(len(tiling)):
+        whole.add(explain(inspector, tiling.cut(image, k), method))
+    size = tiling.width, tiling.height
+    return whole.map if whole.map.shape == size[::-1] else cv2.resize(whole.map, size)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Box', 'boxes_from_map', 'nms', 'merge_boxes', 'warm_up']
 
-# %% ../../nbs/vision/62_boxes.ipynb #1ce0ca1f
+# %% ../../nbs/vision/62_boxes.ipynb #1ee2790e
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.compiled import kernel
 from ..core.errors import ImageError
 
-# %% ../../nbs/vision/62_boxes.ipynb #31cecd0b
+# %% ../../nbs/vision/62_boxes.ipynb #b2104cdb
 @dataclass(frozen=True)
 class Box:
     "Where something was found."
@@ -35,7 +35,7 @@ class Box:
         kind = {"defect_type": self.defect_type} if self.defect_type else {}
         return {"bbox": list(self), "score": round(self.score, 4), "area": self.area} | kind
 
-# %% ../../nbs/vision/62_boxes.ipynb #51698c96
+# %% ../../nbs/vision/62_boxes.ipynb #7eb6d454
 def boxes_from_map(
     map: np.ndarray,  # (H, W), float or bool
     threshold: float = 0.5,  # a pixel belongs to a defect from here on
@@ -57,7 +57,7 @@ def boxes_from_map(
     rows = ((stats[k].tolist(), float(peak[k])) for k in order)
     return [Box(*row[:4], score=score, area=row[4]) for row, score in rows if row[4] >= min_area]
 
-# %% ../../nbs/vision/62_boxes.ipynb #0a6dd3eb
+# %% ../../nbs/vision/62_boxes.ipynb #2ff46f12
 @kernel
 def _is_beaten(box, kind, others, other_kinds, first, end, iou):
     "Whether one of the others from `first` to `end` overlaps the box too much; rows of left, top, right, bottom, area."
@@ -72,7 +72,7 @@ def _is_beaten(box, kind, others, other_kinds, first, end, iou):
                 return True
     return False
 
-# %% ../../nbs/vision/62_boxes.ipynb #e218cf57
+# %% ../../nbs/vision/62_boxes.ipynb #cfc843f7
 @kernel
 def _suppress(boxes, kinds, iou, reach, cell):
     "The rows that stay; `boxes` best first, `reach` in sizes of a box, `cell` the grid's spacing in x and y."
@@ -110,7 +110,7 @@ def _suppress(boxes, kinds, iou, reach, cell):
             end[own] += 1
     return kept[:found]
 
-# %% ../../nbs/vision/62_boxes.ipynb #4994b876
+# %% ../../nbs/vision/62_boxes.ipynb #b8bb6395
 def _checked(boxes: np.ndarray | Sequence) -> np.ndarray:  # float64 (n, 4)
     "Boxes as an array, or `ImageError` that names the first wrong one."
     try:
@@ -153,7 +153,7 @@ def nms(
     cell = np.where(cell > 0, cell, 1.0) if gridded else np.full(2, np.inf)
     return order[_suppress(best, numbers, float(iou), reach, cell)]
 
-# %% ../../nbs/vision/62_boxes.ipynb #b6d82b86
+# %% ../../nbs/vision/62_boxes.ipynb #16668e87
 @kernel
 def _joined(boxes, gap):
     "For each row the first row that it is joined with."
@@ -201,7 +201,7 @@ def merge_boxes(
         boxes = [_around(group) for group in groups.values()]
     return boxes
 
-# %% ../../nbs/vision/62_boxes.ipynb #f9d52c49
+# %% ../../nbs/vision/62_boxes.ipynb #45a67cea
 def warm_up() -> None:
     "Compile what is compiled, by a toy."
     box = Box(0, 0, 1, 1)

@@ -13,12 +13,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Sampler
 
@@ -177,6 +178,10 @@ def write_aside(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 # %% ../../nbs/vision/42_callbacks.ipynb #d50c127d
+def _move(share: float, average: torch.Tensor, current: torch.Tensor, count) -> torch.Tensor:
+    return average + share * (current - average)
+
+
 def watchers(
     run: RunFolder,
     names: Callable[[int], list[str]],  # the photos of a view
@@ -187,7 +192,7 @@ def watchers(
     "The callbacks of a training that logs `score`, and has a `share`."
     kept = dict(dirpath=run.path, enable_version_counter=False, auto_insert_metric_name=False)
     out: list[lightning.Callback] = [
-        EMAWeightAveraging(decay=min(0.98, 1 - 5 / max(steps, 10))),
+        WeightAveraging(avg_fn=partial(_move, max(0.02, 5 / max(steps, 10)))),
         StopOnNonFinite(run.path, names),
         StopInTime(),
         EarlyStopping("score", mode="max", patience=patience),

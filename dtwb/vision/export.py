@@ -88,7 +88,8 @@ def unpack_weights(
 def _supervised(meta: Meta) -> nn.Module:
     config = meta.preprocess
     size = config.height, config.width
-    return create_model(meta.model, len(meta.classes), channels=config.channels, size=size, map=meta.map)
+    options = dict(channels=config.channels, size=size, map=meta.map, flips=bool(meta.options.get("flips")))
+    return create_model(meta.model, len(meta.classes), **options)
 
 
 BUILDERS: dict[str, Callable[[Meta], nn.Module]] = {

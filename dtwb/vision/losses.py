@@ -8,7 +8,6 @@ __all__ = ['IMAGE_LOSSES', 'MAP_LOSSES', 'focal_loss', 'balanced_weights', 'imag
 
 # %% ../../nbs/vision/34_losses.ipynb #479a29ec
 from collections.abc import Callable
-from functools import partial
 
 import cv2
 import numpy as np
@@ -84,19 +83,21 @@ def drawing_loss(
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
     weights: torch.Tensor | None = None,  # (B, K, h, w), of the defect's cells
 ) -> torch.Tensor:
-    "Cross-entropy of the defect's cells and of the hardest good ones, and Dice; photos without a mask do not count."
+    "Cross-entropy of the defect, of its surroundings and the hardest good cells, and Dice; photos without a mask do not count."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]
     each = F.binary_cross_entropy_with_logits(drawn, target, reduction="none").flatten(2)
     flat = target.flatten(2)
-    hardest = (each * (flat < 0.05)).topk(max(8, flat.shape[2] // 64), 2).values.mean()
+    good = (flat < 0.05).float()
+    hardest = (each * good).topk(max(8, flat.shape[2] // 64), 2).values.mean()
     p = drawn.sigmoid().flatten(2)
     dice = dice_loss(p, flat)
     sure = flat if weights is None else flat * weights[known].flatten(2)
     own = (each * sure).sum(2) / sure.sum(2).clamp_min(1)
     holds = flat.amax(2) > 0
-    return 2 * hardest + ((own + dice)[holds].mean() if holds.any() else 0.0)
+    around = (each * good).sum(2) / good.sum(2).clamp_min(1)  # else a large, faint defect is drawn as an even grey
+    return 2 * hardest + ((own + around + dice)[holds].mean() if holds.any() else 0.0)
 
 # %% ../../nbs/vision/34_losses.ipynb #fd0a4318
 def distance_weights(

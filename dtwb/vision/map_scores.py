@@ -33,8 +33,8 @@ def _blob(h: int, w: int) -> np.ndarray:
 
 def _masked(images: ImageSet) -> list[tuple[int, np.ndarray]]:
     "The defective images that have a mask, and it."
-    found = [(i, images.mask(i)) for i in np.flatnonzero(images.table.label != GOOD)]
-    found = [(int(i), mask) for i, mask in found if mask is not None and mask.any()]
+    found = [(int(i), images.mask(int(i))) for i in np.flatnonzero(images.table.label != GOOD)]
+    found = [(i, mask) for i, mask in found if mask is not None and mask.any()]
     if not found:
         raise ImageError("no defective image has a mask", images.root or "images", "maps are scored against masks")
     return found

@@ -194,9 +194,8 @@ def trace_back(
     if recorder.kind == "vit":
         return _trace_tokens(recorder, seen, attentions, grid, start, slopes is not None)
     sizes = [tuple(seen["size", i].shape[1:3]) for i in range(len(attentions))]
-    if start is None:
-        start = attentions[0].new_full((seen["size", 0].shape[0], *sizes[-1]), 1 / (sizes[-1][0] * sizes[-1][1]))
-    cells, identity = start, start
+    alike = attentions[0].new_full((seen["size", 0].shape[0], *sizes[-1]), 1 / (sizes[-1][0] * sizes[-1][1]))
+    cells = identity = alike if start is None else start
     nearest = sorted(set(sizes))[: stages or len(sizes)]
     for block, attention, size in zip(recorder.blocks[::-1], attentions[::-1], sizes[::-1]):
         if size not in nearest:

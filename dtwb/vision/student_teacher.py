@@ -6,7 +6,12 @@
 __all__ = ['Student', 'StudentTeacher', 'StudentLearner', 'build_student_teacher']
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #ca16f0cf
-from .one_class import DistanceScale, PatchDescription, Smooth  # first: it mends torchvision's import
+from dtwb.vision.one_class import (
+    DistanceScale,
+    PatchDescription,
+    Smooth,
+    check_options,
+)  # first: it mends torchvision's import
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #9ace2b90
 import math
@@ -53,7 +58,7 @@ class Student(nn.Module):
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #ef67b997
 class StudentTeacher(nn.Module):
-    "logits (B, 2) and a map (B, 1, h, w) in 0..1 of images (B, channels, H, W): how far the student misses the teacher."
+    "logits (B, 2) and a map (B, 1, h, w) in 0..1 of (B, channels, H, W): how far the student misses its teacher."
 
     map, kind, n_classes = "distance", "student_teacher", 2
 
@@ -70,6 +75,7 @@ class StudentTeacher(nn.Module):
         smooth: float = 1.5,  # cells that the map is smoothed by
     ):
         super().__init__()
+        check_options(directions=(directions, 1, 4096), width=(width, 1, 1024), smooth=(smooth, 0.1, 20))
         self.name = name
         self.options = dict(stages=sorted(set(stages)), directions=directions, width=width, smooth=smooth)
         self.describe = PatchDescription(name, pretrained, channels, size, stages, directions)

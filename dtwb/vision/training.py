@@ -34,15 +34,15 @@ from ..core.settings import settings
 from .bundle import Meta, check_place, read_bundle
 from .calibration import calibrate
 from .callbacks import NonFiniteLoss, RunFolder, watchers
-from .export import export_bundle, load_weights
+from .export import export_bundle, load_weights, unpack_weights
 from .images import GOOD, ImageSet, find_leaks
 from .inspector import Evaluation, Inspector, Run, evaluate, softmax
-from .learner import Learner, Recipe, Supply, check_images
+from .learner import Learner, Recipe, Supply, check_images, fast_precision
 from .metrics import Measured, best_threshold
 from .one_class_training import ONE_CLASS, OneClass, fit_one_class
 from .preprocess import Preprocess, preprocess
-from .views import TrainingData, load_photos
-from .weights import load_plain, read_state, take_over
+from .views import TrainingData, input_size, load_photos
+from .weights import fit_channels, load_plain, read_state, shipped_start, take_over
 
 # %% ../../nbs/vision/40_training.ipynb #f7159b7e
 CELLS = 4  # input pixels a cell of the target map
@@ -78,25 +78,27 @@ def set_up(
         warnings.filterwarnings("ignore", module="lightning")
         lightning.seed_everything(recipe.seed, verbose=False)
     net = _create(recipe, len(classes), config, masked >= 10)
-    if recipe.start:
-        _start_from(net, Path(recipe.start), classes)
+    if start := _start_of(recipe):
+        _start_from(net, start, classes)
     views = TrainingData(train, classes, config, CELLS, recipe.seed, policy=recipe.policy)
     return Setup(net, config, classes, views, [(preprocess(config, p.image)[0], p.label) for p in val], notes)
 
 
 def _config_for(images: ImageSet, recipe: Recipe) -> Preprocess:
+    size = recipe.size or input_size(images)
     if recipe.pretrained:
-        norm = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        return Preprocess(*recipe.size, channels=3, **norm)
-    return Preprocess(*recipe.size, channels=1 if images.image(0).ndim == 2 else 3)
+        norm: dict[str, Any] = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        return Preprocess(*size, channels=3, resize=recipe.resize, **norm)
+    return Preprocess(*size, channels=1 if images.image(0).ndim == 2 else 3, resize=recipe.resize)
 
 
 def _create(recipe: Recipe, n: int, config: Preprocess, masks: bool) -> InspectionModel:
     choices = [recipe.map] if recipe.map else ["segmentation"] if masks else ["attention", "cam"]
     for choice in choices:
         try:
+            size = config.height, config.width
             return create_model(
-                recipe.model, n, recipe.pretrained, channels=config.channels, size=recipe.size, map=choice
+                recipe.model, n, recipe.pretrained, channels=config.channels, size=size, map=choice, flips=recipe.flips
             )
         except ModelError:
             if choice == choices[-1]:
@@ -104,18 +106,25 @@ def _create(recipe: Recipe, n: int, config: Preprocess, masks: bool) -> Inspecti
     raise AssertionError
 
 
+def _start_of(recipe: Recipe) -> Path | None:
+    if recipe.start != "shipped":
+        return Path(recipe.start) if recipe.start else None
+    return None if recipe.pretrained else shipped_start(recipe.model)
+
+
 def _start_from(net: InspectionModel, start: Path, classes: list[str]) -> None:
     "Take over the weights that fit; the heads only where the classes are the same."
+    heads = ("draw.", "decide.")
     if start.is_file():
-        take_over(net, read_state(start), start, without=("draw.", "decide."))
-        return
-    meta = read_bundle(start)
-    if meta.model != net.name:
-        raise ModelError(
-            f"the bundle is a {meta.model}, the model a {net.name}", start, "start from one of its backbone"
-        )
-    heads = () if list(meta.classes) == classes else ("draw.", "decide.")
-    take_over(net, load_weights(start, meta).state_dict(), start, without=heads)
+        state = unpack_weights(read_state(start))
+    else:
+        meta = read_bundle(start)
+        if meta.model != net.name:
+            what = f"the bundle is a {meta.model}, the model a {net.name}"
+            raise ModelError(what, start, "start from one of its backbone")
+        state = load_weights(start, meta).state_dict()
+        heads = () if list(meta.classes) == classes else heads
+    take_over(net, fit_channels(state, net), start, without=heads)
 
 # %% ../../nbs/vision/40_training.ipynb #519a666b
 @dataclass(frozen=True)
@@ -203,10 +212,11 @@ def create_trainer(
     "Lightning's trainer, quiet."
     for name in ("utilities.rank_zero", "accelerators.cuda", "callbacks.model_checkpoint"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.ERROR)
+    precision: Any = fast_precision() if recipe.precision == "auto" else recipe.precision
     try:
         return lightning.Trainer(
             max_epochs=recipe.epochs, accelerator=settings().compute.device, devices=devices, strategy=strategy,
-            precision=recipe.precision, default_root_dir=folder, gradient_clip_val=1.0, logger=False,
+            precision=precision, default_root_dir=folder, gradient_clip_val=1.0, logger=False,
             enable_progress_bar=bar, enable_model_summary=False, num_sanity_val_steps=0,
             use_distributed_sampler=False, **more,
         )  # fmt: skip  # pyright: ignore
@@ -245,7 +255,8 @@ def _run(trainer: lightning.Trainer, learner: Learner, supply: Supply, run: RunF
 
 def _fitted(setup: Setup, run: RunFolder, recipe: Recipe) -> Fitted:
     "What the run's folder holds: the best weights, or those that it began with."
-    files = [run.best, run.last, run.path / "start.ckpt"]
+    files = [run.last, run.best] if recipe.keep == "last" else [run.best, run.last]
+    files.append(run.path / "start.ckpt")
     kept = load_plain(next(f for f in files if f.is_file()))
     setup.net.load_state_dict({k.removeprefix("model."): v for k, v in kept["state_dict"].items()})
     net = setup.net.cpu().eval()
@@ -254,7 +265,9 @@ def _fitted(setup: Setup, run: RunFolder, recipe: Recipe) -> Fitted:
     if setup.val:
         p = 1 - softmax(_predict(net, [x for x, _ in setup.val]))[:, 0]
         threshold = best_threshold(np.array([label > 0 for _, label in setup.val]), p)
-    return Fitted(net, setup.config, setup.classes, threshold, pd.DataFrame(history), recipe, setup.notes)
+    options = {"flips": True} if recipe.flips else {}
+    history = pd.DataFrame(history)
+    return Fitted(net, setup.config, setup.classes, threshold, history, recipe, setup.notes, options=options)
 
 
 @torch.inference_mode()
@@ -314,7 +327,7 @@ def train(
     check_place(out)
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
-    more = (
+    more: dict[str, Any] = (
         options | ({"precision": arithmetic} if arithmetic else {}) | {"time_limit": time_limit, "progress": progress}
     )
     try:
@@ -342,7 +355,7 @@ def _write(fitted: Fitted | OneClass, images: ImageSet, out: Path, precision: st
     )  # fmt: skip
     inspector = Inspector(meta, _in_memory(fitted.model), "torch")
     val, test = images.select(split="val"), images.select(split="test")
-    if len(val):
+    if len(val) and (isinstance(fitted, Fitted) or (val.table.label != GOOD).any()):
         inspector = replace(inspector, meta=calibrate(inspector, val))
     evaluation = evaluate(inspector, test)
     summary = _summary(fitted, images) | {"test": evaluation.to_json()}
