@@ -114,7 +114,6 @@ def time_backbone(
     threads: int = 2,
 ) -> list[dict]:
     "One row a pipeline and batch size."
-    import timm
     import torch
     from sklearn.metrics import roc_auc_score
     from torch.utils.flop_counter import FlopCounterMode
@@ -123,7 +122,7 @@ def time_backbone(
     from dtwb.vision.bundle import Meta
     from dtwb.vision.export import export_bundle
     from dtwb.vision.inspector import Inspector
-    from dtwb.vision.models import create_model
+    from dtwb.vision.models import create_model, timm  # it mends torchvision's import
     from dtwb.vision.preprocess import Preprocess, preprocess
 
     set_threads(threads)
