@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'AsJson', 'Seed', 'MANY', 'Backend', 'say_json', 'say_table', 'progress', 'run', 'train', 'inspect',
-           'Precision', 'export', 'interruptible', 'search_shown', 'say_search', 'schedule', 'schedule_options',
-           'check_hint', 'save_plan', 'schedule_facts', 'say_fact', 'say_terms', 'read_problem', 'Engine', 'simulate',
-           'simulate_once', 'simulate_many', 'many_facts', 'say_comparison', 'LogFormat', 'export_log', 'fit',
-           'say_fit', 'serve', 'info', 'facts', 'fail', 'main']
+           'load_inspector', 'as_threshold', 'say_batch', 'Precision', 'export', 'interruptible', 'search_shown',
+           'say_search', 'schedule', 'schedule_options', 'check_hint', 'save_plan', 'schedule_facts', 'say_fact',
+           'say_terms', 'read_problem', 'Engine', 'simulate', 'simulate_once', 'simulate_many', 'many_facts',
+           'say_comparison', 'LogFormat', 'export_log', 'fit', 'say_fit', 'serve', 'info', 'facts', 'fail', 'main']
 
 # %% ../nbs/cli.ipynb #8a5c47ac
 import errno
@@ -166,36 +166,121 @@ def train(
     say_table(f"{data.name}: on the test groups", ["measure", "value", "95 % interval, by group"], rows)
     typer.echo(f"The bundle is {out}\nTry: dtwb inspect {out} PHOTO...")
 
+# %% ../nbs/cli.ipynb #c3000002
+_SHOWN = 24  # rows of a table that a person still reads
 
-@app.command()
+
+@app.command(
+    epilog="dtwb inspect models/tile_demo photos/ --out seen --resume · dtwb inspect models/tile_demo line.mp4 "
+    "--every 5 --format parquet · dtwb inspect models/tile_demo 'synthetic:tiles?n=20' --json"
+)
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="A folder that `dtwb train` wrote.")],
-    photos: Annotated[list[Path], typer.Argument(help="Images to look at.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Images, folders, globs, videos, camera:0, an rtsp:// address, or synthetic:tiles."),
+    ],
     backend: Annotated[Backend, typer.Option(help="What runs the model.")] = Backend.onnx,
     threshold: Annotated[
-        float | None, typer.Option(help="Probability of a defect to call it one.", min=0, max=1)
+        str | None,
+        typer.Option(
+            help="Probability of a defect to call it one; or in words: recall_95, best_f1. \\[default: the bundle's]"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the pictures with box and map go.")] = Path("inspected"),
+    out: Annotated[Path, typer.Option(help="Where results and pictures go.")] = Path("inspected"),
+    format: Annotated[
+        str, typer.Option(help="What is written: pictures (with box and map), parquet, json, csv; or none.")
+    ] = "pictures,parquet",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the batch in --out: skip what is done.")] = False,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Cut large images into tiles, up to 20,000 px a side.")
+    ] = False,
+    every: Annotated[int, typer.Option(help="Of a video or camera, take each n-th frame.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 16,
+    store: Annotated[bool, typer.Option("--store", help="Also write a run with its detections to the store.")] = False,
     as_json: AsJson = False,
 ):
-    "Look at photos: type of defect, confidence, box; and a picture of each with box and map."
-    from dtwb.vision.images import read_image
-    from dtwb.vision.inspector import Inspector, save_picture
+    "Look at images: type of defect, confidence, box, and a picture of each with map. Ctrl-C keeps what there is."
+    from dtwb.store.database import Store
+    from dtwb.vision.batch import FORMATS, BatchProcessor
+    from dtwb.vision.photos import read_image
 
-    inspector = Inspector.load(bundle, backend=backend.value)
-    found = []
-    for number, photo in enumerate(photos):
-        image = read_image(photo)
-        detection = inspector.predict(image, threshold=threshold)
-        out.mkdir(parents=True, exist_ok=True)
-        picture = save_picture(out / f"{number:04d}_{photo.stem}.png", image, detection)
-        found.append({"photo": str(photo), **detection.to_json(), "picture": str(picture)})
+    inspector, read = load_inspector(bundle, backend.value, tiles), read_image
+    if tiles:
+        from dtwb.vision.tiles import open_large as read
+    formats = [name.strip() for name in format.split(",") if name.strip() not in ("", "none")]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise typer.BadParameter(f"no format {unknown[0]}; formats: {', '.join(FORMATS)}, none")
+    processor = BatchProcessor(inspector, batch_size=batch, read=read)
+    with interruptible() as stop, progress() as update:
+        report = processor.run(
+            inputs,
+            out,
+            formats=formats,
+            resume=resume,
+            threshold=as_threshold(threshold),
+            every=every,
+            store=Store.open() if store else None,
+            stop=stop,
+            progress=lambda done, total: update("looking", done, total or None),
+        )
+    say_batch(report, bundle, as_json)
+
+# %% ../nbs/cli.ipynb #c3000003
+def load_inspector(bundle: Path, backend: str, tiles: bool) -> Any:  # a bundle's or an ensemble's
+    from dtwb.vision.ensemble import open_inspector
+
+    inspector = open_inspector(bundle, backend=backend)
+    if not tiles:
+        return inspector
+    from dtwb.vision.tiling import TiledInspector
+
+    return TiledInspector(inspector)
+
+
+def as_threshold(text: str | None) -> float | str | None:  # a number, or one of the bundle's by name
+    try:
+        value = None if text is None else float(text)
+    except ValueError:
+        return text
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"a threshold of {text}: a probability, 0 to 1")
+    return value
+
+
+def say_batch(report: Any, bundle: Path, as_json: bool) -> None:
+    "Each image of few, the defects of many, and what could not be read: exit 1, or 2 if nothing could; 130 if stopped."
+    failed = report.failed
+    if failed and len(failed) == len(report.rows):
+        for row in failed:
+            typer.echo(f"error: {row['error']}", err=True)
+        raise typer.Exit(2)
     if as_json:
-        return say_json(found)
-    columns = ["photo", "defect_type", "confidence", "bbox", "inference_time_ms"]
-    rows = [[Path(row["photo"]).name, *(row[c] if row[c] is not None else "" for c in columns[1:])] for row in found]
-    say_table(f"{len(found)} photos by {bundle}", ["photo", "verdict", "confidence", "box (x, y, w, h)", "ms"], rows)
-    typer.echo(f"Pictures: {out.resolve()}")
+        say_json(
+            [
+                {"photo": row["name"]} | {k: v for k, v in row.items() if k not in ("name", "mark")}
+                for row in report.rows
+            ]
+        )
+    else:
+        seen = [row for row in report.rows if not row["error"]]
+        shown = seen if len(seen) <= _SHOWN else [row for row in seen if row["defect_type"] != "good"][:_SHOWN]
+        columns = ["defect_type", "confidence", "bbox", "inference_time_ms"]
+        cells = [[Path(row["name"]).name, *("" if row[c] is None else row[c] for c in columns)] for row in shown]
+        title = (
+            f"by {bundle}"
+            if len(seen) <= _SHOWN
+            else f"by {bundle}: the first {len(shown)} defects of {len(seen)} images"
+        )
+        say_table(title, ["image", "verdict", "confidence", "box (x, y, w, h)", "ms"], cells)
+        typer.echo(f"{report}\nResults: {report.out.resolve()}" + (f"\nRun {report.run_id}" if report.run_id else ""))
+    for row in failed[:_SHOWN]:
+        typer.echo(f"not read: {row['error']}", err=True)
+    if report.stopped:
+        typer.echo("interrupted: --resume goes on with it", err=True)
+        raise typer.Exit(130)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #eee694c1
 class Precision(StrEnum):

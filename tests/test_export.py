@@ -36,7 +36,9 @@ def test_each_backend_gives_the_same_detection(bundle):
 
     path, check = bundle
     for threshold in (0.0, 0.5, 1.0):
-        by_onnx, by_torch = (Inspector.load(path, backend).predict_batch(check, threshold) for backend in ("onnx", "torch"))
+        by_onnx, by_torch = (
+            Inspector.load(path, backend).predict_batch(check, threshold) for backend in ("onnx", "torch")
+        )
         for a, b in zip(by_onnx, by_torch):
             assert (a.defect_type, a.bbox, len(a.boxes)) == (b.defect_type, b.bbox, len(b.boxes))
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
@@ -87,7 +89,7 @@ def test_a_graph_that_is_no_inspector_is_refused(bundle, tmp_path):
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("logits", "map")]
     nodes = [helper.make_node("Flatten", ["image"], ["logits"]), helper.make_node("Identity", ["image"], ["map"])]
     model = helper.make_model(helper.make_graph(nodes, "g", ends, outs), opset_imports=[helper.make_opsetid("", 20)])
-    with pytest.raises(ModelError, match="not what meta.json says"):
+    with pytest.raises(ModelError, match="not what meta"):
         Inspector.load(again(path, tmp_path / "other", "model.onnx", model.SerializeToString()))
     whole = onnx.load(path / "model.onnx")
     whole.graph.node[3].op_type = "Backdoor"
@@ -104,7 +106,14 @@ def test_export_from_the_command_line(bundle, tmp_path):
     from dtwb.vision.inspector import Inspector
 
     path, check = bundle
-    arguments = ["export", str(path), "--images", "synthetic:tiles?n=24&seed=3&size=64", "--out", str(tmp_path / "small")]
+    arguments = [
+        "export",
+        str(path),
+        "--images",
+        "synthetic:tiles?n=24&seed=3&size=64",
+        "--out",
+        str(tmp_path / "small"),
+    ]
     done = CliRunner().invoke(app, [*arguments, "--precision", "int8", "--json"])
     assert done.exit_code == 0, done.output + str(done.exception)
     said = json.loads(done.stdout)
