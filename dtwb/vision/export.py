@@ -27,9 +27,19 @@ from ..core.errors import ModelError
 from ..core.settings import locate
 from .backends import BACKENDS
 from dtwb.vision.bundle import (
-    EXPLAIN, META, ONNX, PRECISIONS, TENSORRT, WEIGHTS, Meta, check_place, hash_file, read_bundle, write_meta,
+    EXPLAIN,
+    META,
+    ONNX,
+    PRECISIONS,
+    TENSORRT,
+    WEIGHTS,
+    Meta,
+    check_place,
+    hash_file,
+    read_bundle,
+    write_meta,
     writing_bundle,
-)  # fmt: skip
+)
 from .inspector import decide, softmax
 from .one_class import build_memory_bank
 from .preprocess import preprocess

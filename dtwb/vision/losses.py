@@ -8,7 +8,6 @@ __all__ = ['IMAGE_LOSSES', 'MAP_LOSSES', 'focal_loss', 'balanced_weights', 'imag
 
 # %% ../../nbs/vision/34_losses.ipynb #479a29ec
 from collections.abc import Callable
-from functools import partial
 
 import cv2
 import numpy as np
@@ -84,7 +83,7 @@ def drawing_loss(
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
     weights: torch.Tensor | None = None,  # (B, K, h, w), of the defect's cells
 ) -> torch.Tensor:
-    "Cross-entropy of the defect, of what is around it and of the hardest good cells, and Dice; photos without a mask do not count."
+    "Cross-entropy of the defect, of its surroundings and the hardest good cells, and Dice; photos without a mask do not count."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]
