@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 
 from ..core.errors import ModelError
+from ..core.parallel import available_cores
 from ..core.settings import settings
 from .bundle import Meta, check_place, read_bundle
 from .calibration import calibrate
@@ -212,6 +213,9 @@ def create_trainer(
     "Lightning's trainer, quiet."
     for name in ("utilities.rank_zero", "accelerators.cuda", "callbacks.model_checkpoint"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.ERROR)
+    cores = available_cores()
+    if str(devices).lstrip("-").isdigit() and not torch.cuda.is_available() and not 1 <= int(devices) <= cores:
+        raise ModelError(f"{devices} devices", "devices", f"1 to {cores} processes on this machine's cores")
     precision: Any = fast_precision() if recipe.precision == "auto" else recipe.precision
     try:
         return lightning.Trainer(
