@@ -3592,6 +3592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'dtwb/vision/images.py'),
                                     'dtwb.vision.images.find_leaks': ('vision/images.html#find_leaks', 'dtwb/vision/images.py'),
                                     'dtwb.vision.images.folds': ('vision/images.html#folds', 'dtwb/vision/images.py'),
+                                    'dtwb.vision.images.is_synthetic': ('vision/images.html#is_synthetic', 'dtwb/vision/images.py'),
                                     'dtwb.vision.images.near_copies': ('vision/images.html#near_copies', 'dtwb/vision/images.py'),
                                     'dtwb.vision.images.read_images': ('vision/images.html#read_images', 'dtwb/vision/images.py'),
                                     'dtwb.vision.images.sheet': ('vision/images.html#sheet', 'dtwb/vision/images.py'),
