@@ -235,7 +235,8 @@ def _with_split(images: ImageSet, resplit: bool | None, seed: int) -> ImageSet:
         train = table.split == "train"
         cut = split_by_group(table.take(np.flatnonzero(train)), (0.85, 0.15, 0.0), seed)
         table.loc[train, "split"] = cut.where(cut == "val", "train")
-        notes.append(f"val cut from train by groups (seed {seed})")
+        few = "" if (cut == "val").any() else ": there are too few, and none"
+        notes.append(f"val cut from train by groups (seed {seed}){few}")
     return replace(images, table=table, notes=tuple(notes))
 
 # %% ../../nbs/vision/06_images.ipynb #ae000005
