@@ -3372,6 +3372,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.boxes._is_beaten': ('vision/boxes.html#_is_beaten', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes._joined': ('vision/boxes.html#_joined', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes._suppress': ('vision/boxes.html#_suppress', 'dtwb/vision/boxes.py'),
+                                   'dtwb.vision.boxes.around': ('vision/boxes.html#around', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.boxes_from_map': ('vision/boxes.html#boxes_from_map', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.merge_boxes': ('vision/boxes.html#merge_boxes', 'dtwb/vision/boxes.py'),
                                    'dtwb.vision.boxes.nms': ('vision/boxes.html#nms', 'dtwb/vision/boxes.py'),

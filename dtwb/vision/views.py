@@ -61,9 +61,9 @@ def input_size(
     shares = [float(m.mean()) for i in marked if (m := images.mask(int(i))) is not None and m.any()]
     if shares:
         pixels = int(np.clip(36 / np.quantile(shares, 0.2), pixels, max(pixels, most)))
-    pixels = min(pixels, float(np.median(h * w)))
+    area = min(float(pixels), float(np.median(h * w)))
     aspect = float(np.exp(np.median(np.log(w / h))))
-    height, width = (max(32, 32 * round(v / 32)) for v in ((pixels / aspect) ** 0.5, (pixels * aspect) ** 0.5))
+    height, width = (max(32, 32 * round(v / 32)) for v in ((area / aspect) ** 0.5, (area * aspect) ** 0.5))
     return int(height), int(width)
 
 # %% ../../nbs/vision/36_views.ipynb #75f8bf02
