@@ -4200,6 +4200,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.views.TrainingData.names': ('vision/views.html#trainingdata.names', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData.photo': ('vision/views.html#trainingdata.photo', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.TrainingData.view': ('vision/views.html#trainingdata.view', 'dtwb/vision/views.py'),
+                                   'dtwb.vision.views._defect_sizes': ('vision/views.html#_defect_sizes', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views._shrink': ('vision/views.html#_shrink', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.input_size': ('vision/views.html#input_size', 'dtwb/vision/views.py'),
                                    'dtwb.vision.views.load_photos': ('vision/views.html#load_photos', 'dtwb/vision/views.py')},
