@@ -36,7 +36,9 @@ def test_each_backend_gives_the_same_detection(bundle):
 
     path, check = bundle
     for threshold in (0.0, 0.5, 1.0):
-        by_onnx, by_torch = (Inspector.load(path, backend).predict_batch(check, threshold) for backend in ("onnx", "torch"))
+        by_onnx, by_torch = (
+            Inspector.load(path, backend).predict_batch(check, threshold) for backend in ("onnx", "torch")
+        )
         for a, b in zip(by_onnx, by_torch):
             assert (a.defect_type, a.bbox, len(a.boxes)) == (b.defect_type, b.bbox, len(b.boxes))
             assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
@@ -87,7 +89,7 @@ def test_a_graph_that_is_no_inspector_is_refused(bundle, tmp_path):
     outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("logits", "map")]
     nodes = [helper.make_node("Flatten", ["image"], ["logits"]), helper.make_node("Identity", ["image"], ["map"])]
     model = helper.make_model(helper.make_graph(nodes, "g", ends, outs), opset_imports=[helper.make_opsetid("", 20)])
-    with pytest.raises(ModelError, match="not what meta.json says"):
+    with pytest.raises(ModelError, match="not what meta"):
         Inspector.load(again(path, tmp_path / "other", "model.onnx", model.SerializeToString()))
     whole = onnx.load(path / "model.onnx")
     whole.graph.node[3].op_type = "Backdoor"
@@ -104,7 +106,14 @@ def test_export_from_the_command_line(bundle, tmp_path):
     from dtwb.vision.inspector import Inspector
 
     path, check = bundle
-    arguments = ["export", str(path), "--images", "synthetic:tiles?n=24&seed=3&size=64", "--out", str(tmp_path / "small")]
+    arguments = [
+        "export",
+        str(path),
+        "--images",
+        "synthetic:tiles?n=24&seed=3&size=64",
+        "--out",
+        str(tmp_path / "small"),
+    ]
     done = CliRunner().invoke(app, [*arguments, "--precision", "int8", "--json"])
     assert done.exit_code == 0, done.output + str(done.exception)
     said = json.loads(done.stdout)
@@ -112,3 +121,23 @@ def test_export_from_the_command_line(bundle, tmp_path):
     small = Inspector.load(tmp_path / "small")
     assert small.predict(check[0]).attention_map.shape == check[0].shape[:2]
     assert replace(small.meta, precision="fp32").classes == ("good", "crack", "fray")
+
+
+def test_the_explain_graph_decides_the_same_and_shows_attention(bundle, tmp_path):
+    from dtwb.vision.bundle import Meta
+    from dtwb.vision.export import export_bundle
+    from dtwb.vision.inspector import Inspector
+    from dtwb.vision.models import create_model
+    from dtwb.vision.preprocess import Preprocess
+
+    check = bundle[1][:3]
+    meta = Meta(("good", "crack"), Preprocess(64, 64), "test_vit", "cam")
+    model = create_model("test_vit", 2, size=(64, 64), map="cam")
+    written = export_bundle(model, meta, tmp_path / "vit", check, explain=True)
+    assert set(written.files) == {"model.onnx", "explain.onnx", "weights.safetensors"}
+    fast, attentive = Inspector.load(tmp_path / "vit"), Inspector.load(tmp_path / "vit", explain=True)
+    for a, b in zip(fast.predict_batch(check), attentive.predict_batch(check)):
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+        assert np.abs(a.attention_map - b.attention_map).max() > 0.01
+    with pytest.raises(ModelError, match=r"the bundle has no explain\.onnx"):
+        Inspector.load(bundle[0], explain=True)

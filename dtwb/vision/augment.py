@@ -112,7 +112,7 @@ def _warp(rng: np.random.Generator, policy: Policy, extent: tuple[int, int]) -> 
 
 def _relight(rng: np.random.Generator, policy: Policy, x: np.ndarray) -> np.ndarray:
     "Another light, another exposure, another camera; x is (H, W, channels)."
-    h, w, channels = x.shape
+    h, w = x.shape[:2]
     if policy.bend and rng.random() < 0.5:
         x = x + 0.5 * rng.normal(0, policy.bend) * (np.clip(x, -3, 3) ** 2 - 1)
     if policy.light and rng.random() < 0.3:

@@ -27,9 +27,19 @@ from ..core.errors import ModelError
 from ..core.settings import locate
 from .backends import BACKENDS
 from dtwb.vision.bundle import (
-    EXPLAIN, META, ONNX, PRECISIONS, TENSORRT, WEIGHTS, Meta, check_place, hash_file, read_bundle, write_meta,
+    EXPLAIN,
+    META,
+    ONNX,
+    PRECISIONS,
+    TENSORRT,
+    WEIGHTS,
+    Meta,
+    check_place,
+    hash_file,
+    read_bundle,
+    write_meta,
     writing_bundle,
-)  # fmt: skip
+)
 from .inspector import decide, softmax
 from .one_class import build_memory_bank
 from .preprocess import preprocess
@@ -77,9 +87,8 @@ def unpack_weights(
 # %% ../../nbs/vision/60_export.ipynb #6a94d077
 def _supervised(meta: Meta) -> nn.Module:
     config = meta.preprocess
-    size = config.height, config.width
-    options = dict(channels=config.channels, size=size, map=meta.map, flips=bool(meta.options.get("flips")))
-    return create_model(meta.model, len(meta.classes), **options)
+    size, flips = (config.height, config.width), bool(meta.options.get("flips"))
+    return create_model(meta.model, len(meta.classes), channels=config.channels, size=size, map=meta.map, flips=flips)
 
 
 BUILDERS: dict[str, Callable[[Meta], nn.Module]] = {

@@ -8,7 +8,6 @@ __all__ = ['IMAGE_LOSSES', 'MAP_LOSSES', 'focal_loss', 'balanced_weights', 'imag
 
 # %% ../../nbs/vision/34_losses.ipynb #479a29ec
 from collections.abc import Callable
-from functools import partial
 
 import cv2
 import numpy as np
@@ -84,7 +83,7 @@ def drawing_loss(
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
     weights: torch.Tensor | None = None,  # (B, K, h, w), of the defect's cells
 ) -> torch.Tensor:
-    "Cross-entropy of the defect, of what is around it and of the hardest good cells, and Dice; photos without a mask do not count."
+    "Cross-entropy of the defect, of its surroundings and the hardest good cells, and Dice; photos without a mask do not count."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]
@@ -110,7 +109,7 @@ def distance_weights(
     for index in np.argwhere(target.detach().cpu().numpy().max((2, 3)) > 0.05):
         mask = (target[tuple(index)] > 0.05).cpu().numpy().astype(np.uint8)
         far = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        _, parts = cv2.connectedComponents(mask)
+        parts = cv2.connectedComponents(mask)[1].astype(np.intp)
         deepest = np.zeros(parts.max() + 1, np.float32)
         np.maximum.at(deepest, parts, far)
         out[tuple(index)] = np.where(mask > 0, (far / np.maximum(deepest, 1e-6)[parts]) ** power, 1)

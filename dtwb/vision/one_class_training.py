@@ -26,14 +26,14 @@ from ..core.errors import ImageError, ModelError
 from ..core.settings import locate, settings
 from .augment import Photo, perlin_defect
 from .bundle import META, read_bundle
-from .export import load_weights
+from .export import load_weights, unpack_weights
 from .images import GOOD, ImageSet
 from .metrics import best_threshold
 from .one_class import usual_limit
 from .preprocess import Preprocess, preprocess
 from .student_teacher import StudentLearner, StudentTeacher
-from .views import load_photos
-from .weights import read_state, take_over
+from .views import input_size, load_photos
+from .weights import fit_channels, read_state, shipped_start, take_over
 
 # %% ../../nbs/vision/44_one_class_training.ipynb #a6db126d
 ONE_CLASS = ("memory_bank", "student_teacher", "painted")
@@ -67,36 +67,41 @@ def good_and_usual(
         raise ImageError(f"{len(learn) + len(usual)} good images are too few", where, f"at least {2 * least}")
     return learn, usual, notes
 
-# %% ../../nbs/vision/44_one_class_training.ipynb #d6043268
+# %% ../../nbs/vision/44_one_class_training.ipynb #8944e75c
 def backbone_of(
-    start: str | Path | None,  # a bundle's folder, or a file of weights
+    start: str | Path | None,  # a bundle's folder, or a file of weights; shipped: ours, for a model that has some
     backbone: str | None,  # a timm name; by default the bundle's
     images: ImageSet,
     size: tuple[int, int],  # height, width of the input
-    pretrained: bool,
+    pretrained: bool = False,
+    resize: str = "stretch",
 ) -> tuple[str, Preprocess, dict[str, torch.Tensor]]:  # timm name, preprocessing, weights (none: as they are made)
     "What a one-class model sees with."
-    if start and (locate(start) / META).is_file():
+    if start and start != "shipped" and (locate(start) / META).is_file():
         meta = read_bundle(start)
         if backbone not in (None, meta.model):
             raise ModelError(f"the bundle is a {meta.model}, the backbone a {backbone}", start, "leave backbone out")
-        state = load_weights(locate(start), meta).backbone.state_dict()
-        return meta.model, replace(meta.preprocess, height=size[0], width=size[1]), state
-    grey = images.image(0).ndim == 2
-    if pretrained or start:
-        config = Preprocess(*size, channels=3, standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        return backbone or "resnet18", config, read_state(start) if start else {}
-    return backbone or "resnet_small", Preprocess(*size, channels=1 if grey else 3), {}
+        state: Any = load_weights(locate(start), meta)
+        return meta.model, replace(meta.preprocess, height=size[0], width=size[1]), state.backbone.state_dict()
+    if pretrained:
+        norm: Any = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        return backbone or "resnet18", Preprocess(*size, channels=3, resize=resize, **norm), {}
+    name = backbone or "resnet_patch"
+    path = shipped_start(name) if start == "shipped" else start
+    state = unpack_weights(read_state(path)) if path else {}
+    inner = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    config = Preprocess(*size, channels=1 if images.image(0).ndim == 2 else 3, resize=resize)
+    return name, config, inner or state
 
 
 def _see(net: Any, state: dict[str, torch.Tensor], start: object) -> None:
     if not state:
         return
     wanted = {k for k in net.backbone.state_dict() if not k.endswith("num_batches_tracked")}
-    loaded = take_over(net.backbone, state, start)
+    loaded = take_over(net.backbone, fit_channels(state, net.backbone), start)
     if missing := wanted - set(loaded):
         what = f"{len(missing)} of {len(wanted)} weights are not in it, e.g. {sorted(missing)[0]}"
-        raise ModelError(what, start, "another size, channels or backbone")
+        raise ModelError(what, start, "another size or backbone")
 
 # %% ../../nbs/vision/44_one_class_training.ipynb #867cb453
 @dataclass(frozen=True)
@@ -198,8 +203,8 @@ def _fit_painted(learn, usual, backbone, size, start, pretrained, quantile, seed
     from dtwb.vision.training import fit  # it knows of us
 
     n = options.pop("painted", max(400, len(learn)))
-    bundle = start and (locate(start) / META).is_file()
-    name = backbone or (read_bundle(start).model if bundle else "resnet_small")
+    bundle = start and start != "shipped" and (locate(start) / META).is_file()
+    name = backbone or (read_bundle(start).model if bundle else "resnet_patch")
     fitted = fit(
         paint_set(learn, usual, seed, n),
         model=name,
@@ -221,9 +226,10 @@ def fit_one_class(
     images: ImageSet,  # with good ones in train; others there are left aside
     *,
     model: str = "memory_bank",  # memory_bank, student_teacher or painted
-    backbone: str | None = None,  # a timm name; by default the start's, or resnet_small (pretrained: resnet18)
-    size: tuple[int, int] = (224, 224),  # height, width of the input
-    start: str | Path | None = None,  # a bundle, or a file of weights, that the backbone is taken from
+    backbone: str | None = None,  # a timm name; by default the start's, or resnet_patch (pretrained: resnet18)
+    size: tuple[int, int] | None = None,  # height, width of the input; None: by the images
+    resize: str = "stretch",  # how an image comes into it, where no bundle says
+    start: str | Path | None = "shipped",  # a bundle, or a file of weights, that the backbone is taken from
     pretrained: bool = False,  # the backbone's weights from the hub, where it answers
     quantile: float = 0.99,  # of good images that shall pass, where no defects are known
     sample: int = 60_000,  # places of good images that are looked at, to describe and to remember
@@ -237,12 +243,15 @@ def fit_one_class(
     if model not in ONE_CLASS:
         raise ModelError(f'no one-class model "{model}"', "model", f"models are: {', '.join(ONE_CLASS)}")
     learn, usual, notes = good_and_usual(images, seed)
+    size = (int(size[0]), int(size[1])) if size else input_size(learn)
     lightning.seed_everything(seed, verbose=False)
     if model == "painted":
-        options |= {"time_limit": time_limit, "progress": progress}
+        options |= {"time_limit": time_limit, "progress": progress, "resize": resize}
         out = _fit_painted(learn, usual, backbone, size, start, pretrained, quantile, seed, options)
         return replace(out, notes=tuple(notes))
-    name, config, state = backbone_of(start, backbone, images, size, pretrained)
+    name, config, state = backbone_of(start, backbone, learn, size, pretrained, resize)
+    if not state and not pretrained:
+        notes.append("the backbone is untrained: give start or pretrained")
     rng, classes = np.random.default_rng(seed), MemoryBank if model == "memory_bank" else StudentTeacher
     net: Any = classes(name, pretrained=pretrained, channels=config.channels, size=size, **options)
     if min(net.describe.grid) < 4:

@@ -24,22 +24,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data/benchmarks"
 PEERS = ("draem", "ganomaly", "patchcore", "padim", "fastflow", "reverse_distillation")
-START = "models/surfaces"  # what `dtwb` ships to start from; where it is missing, random numbers
 FIGURES = ("auroc", "ap", "pixel_ap_types", "pixel_auroc", "aupro", "pointing")  # that need no threshold
 TYPED = ("macro_f1", "box_hits")  # that do: ours only
 
 
-def ours() -> dict[str, dict]:
-    "Options of `fit_one_class` or of `fit`, by the name of the run."
-    start = {"start": START} if (ROOT / START / "meta.json").is_file() else {}
-    return {
-        "memory_bank": {"model": "memory_bank", **start},
-        "memory_bank untrained": {"model": "memory_bank"},
-        "student_teacher": {"model": "student_teacher", **start},
-        "painted": {"model": "painted", "epochs": 100, "epoch_size": 512, **start},
-        "labelled": {},
-        "labelled swin_demo": {"model": "swin_demo"},
-    }
+OURS: dict[str, dict] = {  # options of `fit_one_class` or of `fit`, by the name of the run
+    "headline": {},  # as `dtwb train` does it
+    "headline from scratch": {"start": None},
+    "swin_demo": {"model": "swin_demo", "size": (224, 224)},
+    "memory_bank": {"model": "memory_bank"},
+    "memory_bank tile_demo": {"model": "memory_bank", "start": "models/tile_demo", "size": (224, 224)},
+    "student_teacher": {"model": "student_teacher"},
+    "painted": {"model": "painted", "epochs": 200},
+}
 
 
 def spread_knots(maps: list[np.ndarray], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -81,31 +78,30 @@ def spent() -> float:  # s of computing, of this process and its children
 
 def run_ours(name: str, images: Any, seconds: float, rounds: int = 500, **changes) -> dict:
     "Fit one of ours on train and val, and judge it on test."
+    from dataclasses import replace
 
     from dtwb.vision.bundle import Meta
+    from dtwb.vision.calibration import calibrate
     from dtwb.vision.inspector import Inspector, evaluate
     from dtwb.vision.one_class_training import ONE_CLASS, fit_one_class
     from dtwb.vision.training import fit
 
-    options, started = {**ours()[name], **changes}, time.perf_counter()
+    options, started = {**OURS[name], **changes}, time.perf_counter()
     one_class = options.get("model") in ONE_CLASS
     fitted: Any = (fit_one_class if one_class else fit)(images, time_limit=seconds, progress=False, **options)
     took = time.perf_counter() - started
-    kind, backbone = (
-        getattr(fitted, "kind", "supervised"),
-        getattr(fitted, "backbone", options.get("model", "resnet_small")),
-    )
     meta = Meta(
-        tuple(fitted.classes), fitted.config, backbone, fitted.model.map, threshold=fitted.threshold,
-        kind=kind, options=getattr(fitted, "options", {}),
+        tuple(fitted.classes), fitted.config, fitted.backbone, str(fitted.model.map),
+        threshold=fitted.threshold, kind=fitted.kind, options=fitted.options,
     )  # fmt: skip
-    test = images.select(split="test")
-    inspector, started = Inspector(meta, _run_torch(fitted.model), "torch"), time.perf_counter()
+    inspector, test = Inspector(meta, _run_torch(fitted.model), "torch"), images.select(split="test")
+    started = time.perf_counter()
     found = [inspector.predict(test.image(i)) for i in range(len(test))]
     each = 1000 * (time.perf_counter() - started) / len(test)
     scores = np.array([1 - d.probabilities["good"] for d in found])
     row = judge(test, scores, [d.attention_map for d in found], rounds)
     if not one_class:
+        inspector = replace(inspector, meta=calibrate(inspector, images.select(split="val")))
         own = evaluate(inspector, test, rounds=rounds).figures
         row |= {k: own[k].to_json() for k in TYPED if k in own}
     about = {"model": name, "who": "ours", "learns from": "good photos" if one_class else "labels and masks"}
@@ -181,7 +177,7 @@ def run(name: str, data: str, seconds: float, rounds: int = 500, **changes) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help=f"of {', '.join((*ours(), *PEERS))}")
+    parser.add_argument("models", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}")
     parser.add_argument("--data", default="../shared/data/magnetic_tile")
     parser.add_argument("--seconds", type=float, default=600)
     given = parser.parse_args()
