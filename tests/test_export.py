@@ -121,3 +121,23 @@ def test_export_from_the_command_line(bundle, tmp_path):
     small = Inspector.load(tmp_path / "small")
     assert small.predict(check[0]).attention_map.shape == check[0].shape[:2]
     assert replace(small.meta, precision="fp32").classes == ("good", "crack", "fray")
+
+
+def test_the_explain_graph_decides_the_same_and_shows_attention(bundle, tmp_path):
+    from dtwb.vision.bundle import Meta
+    from dtwb.vision.export import export_bundle
+    from dtwb.vision.inspector import Inspector
+    from dtwb.vision.models import create_model
+    from dtwb.vision.preprocess import Preprocess
+
+    check = bundle[1][:3]
+    meta = Meta(("good", "crack"), Preprocess(64, 64), "test_vit", "cam")
+    model = create_model("test_vit", 2, size=(64, 64), map="cam")
+    written = export_bundle(model, meta, tmp_path / "vit", check, explain=True)
+    assert set(written.files) == {"model.onnx", "explain.onnx", "weights.safetensors"}
+    fast, attentive = Inspector.load(tmp_path / "vit"), Inspector.load(tmp_path / "vit", explain=True)
+    for a, b in zip(fast.predict_batch(check), attentive.predict_batch(check)):
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+        assert np.abs(a.attention_map - b.attention_map).max() > 0.01
+    with pytest.raises(ModelError, match=r"the bundle has no explain\.onnx"):
+        Inspector.load(bundle[0], explain=True)

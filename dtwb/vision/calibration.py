@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta
 
 from ..core.errors import ImageError, ModelError
-from .boxes import boxes_from_map
+from .boxes import around, boxes_from_map
 from .bundle import Meta
 from .images import GOOD, ImageSet
 from .metrics import box_iou, box_of, calibration_error, class_numbers
@@ -269,7 +269,7 @@ class BoxFit:
     "Boxes at every threshold, of maps with masks, one at a time."
 
     def __init__(self):
-        self.fits: dict[str, list[np.ndarray]] = {}  # type -> IoU of the heaviest box at each level
+        self.fits: dict[str, list[np.ndarray]] = {}  # type -> IoU of the box around it at each level
         self.boxes: dict[str, list[list]] = {}  # type -> at each level (area, whether it found a region)...
         self.regions: dict[str, int] = {}
 
@@ -283,7 +283,8 @@ class BoxFit:
             return
         regions = [tuple(int(v) for v in r[:4]) for r in regions_of(mask)[2]]
         found = [boxes_from_map(map, level)[:50] for level in MAP_LEVELS]
-        fits = np.array([box_iou(tuple(boxes[0]), whole) if boxes else 0.0 for boxes in found])
+        boxes = [around(at_level) for at_level in found]
+        fits = np.array([box_iou(box, whole) if box else 0.0 for box in boxes])
         self.fits.setdefault(label, []).append(fits)
         self.regions[label] = self.regions.get(label, 0) + len(regions)
         pairs = self.boxes.setdefault(label, [[] for _ in MAP_LEVELS])

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import ImageError, ModelError
 from ..core.settings import locate
 from .backends import BACKENDS, Run
-from .boxes import Box, boxes_from_map
+from .boxes import Box, around, boxes_from_map
 from .bundle import EXPLAIN, ONNX, WEIGHTS, Meta, read_bundle
 from .calibration import input_area, refit_threshold, threshold_of
 from .images import GOOD, ImageSet
@@ -44,7 +44,9 @@ class Detection:
     probabilities: dict[str, float] = field(default_factory=dict)  # of each class
     threshold: float = 0.5  # on the probability of a defect, as decided with
     image: np.ndarray | None = field(default=None, repr=False)  # what was looked at
-    boxes: tuple[Box, ...] = ()  # of every part of the map above its threshold, heaviest first; bbox is the first
+    boxes: tuple[
+        Box, ...
+    ] = ()  # of every part of the map above its threshold, heaviest first; bbox is around the main ones
     disagreement: float = 0.0  # of an ensemble's members, 0..1
 
     @property
@@ -125,7 +127,7 @@ def detect(
         least = meta.map_threshold if peak >= meta.map_threshold else 0.5 * peak
         found = boxes_from_map(map, least, round(meta.min_area / scale))
         boxes = tuple(replace(box, defect_type=meta.classes[kind]) for box in found)
-    box = tuple(boxes[0]) if boxes else (box_from_map(map, meta.map_threshold) if kind else None)
+    box = around(boxes) if boxes else (box_from_map(map, meta.map_threshold) if kind else None)
     sure = float(1 - p[0] if kind else p[0])
     probabilities = dict(zip(meta.classes, p.tolist()))
     return Detection(meta.classes[kind], sure, box, map, 0.0, probabilities, threshold, image, boxes)

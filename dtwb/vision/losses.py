@@ -109,7 +109,7 @@ def distance_weights(
     for index in np.argwhere(target.detach().cpu().numpy().max((2, 3)) > 0.05):
         mask = (target[tuple(index)] > 0.05).cpu().numpy().astype(np.uint8)
         far = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        _, parts = cv2.connectedComponents(mask)
+        parts = cv2.connectedComponents(mask)[1].astype(np.intp)
         deepest = np.zeros(parts.max() + 1, np.float32)
         np.maximum.at(deepest, parts, far)
         out[tuple(index)] = np.where(mask > 0, (far / np.maximum(deepest, 1e-6)[parts]) ** power, 1)

@@ -324,7 +324,8 @@ def pretraining_batch(
     xs, targets, shares = [], np.zeros((n, len(names), size[0] // cells, size[1] // cells), np.float32), []
     for i in range(n):
         low, high = (110, 300) if rng.random() < 0.6 else (200, 420)
-        image, masks = generate_mixed(rng, tuple(int(v) for v in rng.integers(low, high, 2)))
+        h, w = rng.integers(low, high, 2)
+        image, masks = generate_mixed(rng, (int(h), int(w)))
         x, there = preprocess(config, image)
         extent, state, share = (
             (there.scaled_height, there.scaled_width),

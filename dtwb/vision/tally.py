@@ -27,6 +27,7 @@ from dtwb.vision.metrics import (
     mean_over_types,
     score_map,
 )
+from .boxes import around
 from .places import LEVELS, PixelTally, score_boxes
 
 # %% ../../nbs/vision/57_tally.ipynb #a69611c1
@@ -70,7 +71,7 @@ class Tally:
             self.pixels.add(group, label if marked else "", map, mask if marked else None)
         if map is not None and mask is not None and marked:
             found, regions, n = score_boxes(boxes, mask, self.iou)
-            row |= score_map(map, mask, tuple(boxes[0])[:4] if boxes else None)
+            row |= score_map(map, mask, around(boxes))
             row |= {"found": found, "regions": regions, "boxes": n}
         self._rows.append(row)
 

@@ -63,7 +63,7 @@ def photos(n: int, size: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def fit_head(model: Any, x: np.ndarray, defect: np.ndarray) -> None:
-    "The last layer of good and defect, from the features of untrained layers."
+    "The last layer of good and defect, from what varies most in the features of untrained layers."
     import torch
     from sklearn.linear_model import LogisticRegression
 
@@ -74,10 +74,12 @@ def fit_head(model: Any, x: np.ndarray, defect: np.ndarray) -> None:
             model(torch.from_numpy(x[k : k + 16]))
     hook.remove()
     features = np.concatenate(seen)
-    mean, spread = features.mean(0), features.std(0) + 1e-6
-    fitted = LogisticRegression(C=0.05, max_iter=300).fit((features - mean) / spread, defect)
-    weight = fitted.coef_[0] / spread / 2
-    bias = (fitted.intercept_[0] - (fitted.coef_[0] * mean / spread).sum()) / 2
+    mean = features.mean(0)
+    _, spread, axes = np.linalg.svd(features - mean, full_matrices=False)
+    axes, spread = axes[:8], spread[:8] / len(features) ** 0.5 + 1e-9  # the rest is too weak to be seen in 8 bits
+    fitted = LogisticRegression(max_iter=300).fit((features - mean) @ axes.T / spread, defect)
+    weight = (fitted.coef_[0] / spread) @ axes / 2  # half for defect, half against good
+    bias = fitted.intercept_[0] / 2 - weight @ mean
     with torch.no_grad():
         model.decide.weight.copy_(torch.tensor(np.stack([-weight, weight])))
         model.decide.bias.copy_(torch.tensor(np.array([-bias, bias])))
@@ -114,7 +116,6 @@ def time_backbone(
     threads: int = 2,
 ) -> list[dict]:
     "One row a pipeline and batch size."
-    import timm
     import torch
     from sklearn.metrics import roc_auc_score
     from torch.utils.flop_counter import FlopCounterMode
@@ -123,7 +124,7 @@ def time_backbone(
     from dtwb.vision.bundle import Meta
     from dtwb.vision.export import export_bundle
     from dtwb.vision.inspector import Inspector
-    from dtwb.vision.models import create_model
+    from dtwb.vision.models import create_model, timm  # it mends torchvision's import
     from dtwb.vision.preprocess import Preprocess, preprocess
 
     set_threads(threads)
