@@ -260,8 +260,8 @@ def open_inspector(
     backend: str = "onnx",
 ) -> Inspector | Ensemble:
     "Whatever lies there."
-    folder = locate(path)
     try:
+        folder = locate(path)
         ensemble = (folder / ENSEMBLE).is_file()
     except (OSError, ValueError) as e:  # a name that no file can have
         raise ModelError(f"there is no such bundle: {e}", str(path)[:200]) from None
