@@ -3533,6 +3533,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'dtwb/vision/explain_graph.py'),
                                            'dtwb.vision.explain_graph.ExplainGraph.__init__': ( 'vision/explain_graph.html#explaingraph.__init__',
                                                                                                 'dtwb/vision/explain_graph.py'),
+                                           'dtwb.vision.explain_graph.ExplainGraph._view': ( 'vision/explain_graph.html#explaingraph._view',
+                                                                                             'dtwb/vision/explain_graph.py'),
                                            'dtwb.vision.explain_graph.ExplainGraph.close': ( 'vision/explain_graph.html#explaingraph.close',
                                                                                              'dtwb/vision/explain_graph.py'),
                                            'dtwb.vision.explain_graph.ExplainGraph.forward': ( 'vision/explain_graph.html#explaingraph.forward',
