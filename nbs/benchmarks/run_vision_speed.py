@@ -62,6 +62,22 @@ def photos(n: int, size: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     return rgb, (images.table.label != "good").to_numpy()
 
 
+def settle(model: Any, x: np.ndarray) -> None:
+    "Scales and statistics of batch norms as a trained network has them: timm starts whole branches at zero."
+    import torch
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.8, 1.2)
+            layer.bias.data.normal_(0, 0.1)
+            layer.momentum = None  # the mean over what is seen
+    model.train()
+    with torch.no_grad():
+        for k in range(0, min(len(x), 48), 16):
+            model(torch.from_numpy(x[k : k + 16]))
+    model.eval()
+
+
 def fit_head(model: Any, x: np.ndarray, defect: np.ndarray) -> None:
     "The last layer of good and defect, from what varies most in the features of untrained layers."
     import torch
@@ -134,7 +150,9 @@ def time_backbone(
     config = Preprocess(size, size, 3, standardise=False, mean=(0.5,), std=(0.25,))
     meta = Meta(("good", "defect"), config, name, map)
     model = create_model(name, 2, channels=3, size=(size, size), map=map).eval()
-    fit_head(model, np.stack([preprocess(config, image)[0] for image in train]), bad)
+    inputs = np.stack([preprocess(config, image)[0] for image in train])
+    settle(model, inputs)
+    fit_head(model, inputs, bad)
     plain = timm.create_model(name, num_classes=2).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         plain(torch.zeros(1, 3, size, size))
@@ -163,9 +181,9 @@ def time_backbone(
                 images = check[:batch]
                 for key, run in pipelines.items():
                     spent.setdefault((key, batch), []).append(seconds_of(run, least, images) / batch)
-            inputs = preprocess(config, check[0])[0][None]
+            one = preprocess(config, check[0])[0][None]
             for key, inspector in ours.items():
-                alone[key].append(seconds_of(inspector.raw, least, inputs))
+                alone[key].append(seconds_of(inspector.raw, least, one))
         limit = max(gemm)
         parity = {row["pipeline"]: row["parity"] for row in rows}
         rows = []
