@@ -106,13 +106,14 @@ def _layercam(model: Any, x: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             features, logits = _features(model, x)
             inner = [raw[i] for i in model.backbone.keep[:-1]] + [features[-1]]
+            last = [model.backbone.channels_last[i] for i in model.backbone.keep[:-1]] + [False]
             slopes = torch.autograd.grad(_evidence(logits), inner, allow_unused=True)
     finally:
         hook.remove()
     total, size = torch.zeros(()), features[0].shape[2:]
-    for f, a, slope in zip(features, inner, slopes):
+    for f, slope, channels_last in zip(features, slopes, last):
         if slope is not None:  # a stage of its own, not a copy beside the way
-            slope = slope if a.shape == f.shape else slope.permute(0, 3, 1, 2)
+            slope = slope.permute(0, 3, 1, 2) if channels_last else slope
             part = (slope.clamp_min(0) * f.detach()).sum(1, keepdim=True).clamp_min(0)
             part = part / part.amax((2, 3), keepdim=True).clamp_min(1e-12)
             total = torch.maximum(total, F.interpolate(part, size, mode="bilinear"))

@@ -71,7 +71,8 @@ class StopOnNonFinite(lightning.Callback):
 
     def on_train_start(self, trainer, pl_module):
         if trainer.is_global_zero and not (self.folder / "best.ckpt").is_file():
-            torch.save({"state_dict": pl_module.state_dict()}, self.folder / "start.ckpt")
+            start = {"state_dict": pl_module.state_dict()}
+            trainer.strategy.checkpoint_io.save_checkpoint(start, self.folder / "start.ckpt")  # whole, or not at all
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch_idx

@@ -139,6 +139,9 @@ def _tile(image: np.ndarray, mask: np.ndarray | None, side: int) -> np.ndarray: 
     return out
 
 
+_NAME = 76  # px for a label's name
+
+
 def sheet(
     images: ImageSet,
     columns: int = 8,  # images of each label
@@ -147,9 +150,12 @@ def sheet(
     "A contact sheet, a row a label in the order of `classes`."
     rows = []
     for label in images.classes:
-        row = np.full((side, columns * (side + 2), 3), 255, np.uint8)
+        row = np.full((side, columns * (side + 2) + _NAME, 3), 255, np.uint8)
+        cv2.putText(row, label[:11], (2, side // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (60, 60, 60), 1, cv2.LINE_AA)
         for k, i in enumerate(_spread(np.flatnonzero(images.table.label == label), columns)):
-            row[:, k * (side + 2) : k * (side + 2) + side] = _tile(images.image(i), images.mask(i), side)
+            row[:, _NAME + k * (side + 2) : _NAME + k * (side + 2) + side] = _tile(
+                images.image(i), images.mask(i), side
+            )
         rows += [row, np.full((2, row.shape[1], 3), 255, np.uint8)]
     return Image.fromarray(np.concatenate(rows) if rows else np.full((1, 1, 3), 255, np.uint8))
 
@@ -165,7 +171,7 @@ def _as_html(images: ImageSet) -> str:
     except ImageError as e:
         return f"{head}{notes}<br><b>{html.escape(str(e))}</b>{images.counts().to_html(border=0)}"
     data = BytesIO()
-    picture.save(data, "JPEG", quality=80)
+    picture.save(data, "JPEG", quality=70)
     encoded = base64.b64encode(data.getvalue()).decode()
     return f'{head}{notes}{table}<img alt="contact sheet, a row a label" src="data:image/jpeg;base64,{encoded}">'
 

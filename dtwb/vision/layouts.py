@@ -66,6 +66,10 @@ def _table(rows: list[tuple]) -> pd.DataFrame:  # of path, label, mask, group, s
 def _with_good(layout: Layout) -> Layout:
     "Call the good ones 'good', if they go by one other name."
     labels = set(layout.table.label)
+    if labels == {"0", "1"}:
+        layout.table["label"] = layout.table.label.map({"0": GOOD, "1": "defect"})
+        layout.notes.append("0 is taken for good, 1 for a defect")
+        return layout
     others = [name for name in labels if name.strip().casefold() in _GOOD_NAMES]
     if GOOD not in labels and len(others) == 1:
         layout.table["label"] = layout.table.label.replace(others[0], GOOD)

@@ -77,7 +77,7 @@ def set_up(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         lightning.seed_everything(recipe.seed, verbose=False)
-    net = _create(recipe, len(classes), config, masked >= 10)
+    net = _create(recipe, len(classes), config, masked >= 4)
     if start := _start_of(recipe):
         _start_from(net, start, classes)
     views = TrainingData(train, classes, config, CELLS, recipe.seed, policy=recipe.policy)

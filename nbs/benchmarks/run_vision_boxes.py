@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def measure_nms(model: str, name: str, n: int, iou: float, repeats: int) -> dict
         times.append(1000 * (time.perf_counter() - began))
     digest = hashlib.sha256(kept.astype(np.int64).tobytes()).hexdigest()[:12]
     figures = {"ms": statistics.median(times), "best_ms": min(times)}
-    return {"kept": len(kept), "hash": digest} | {k: round(v, 3) for k, v in figures.items()}
+    package = {"dtwb": "numba", "opencv": "opencv-python-headless"}.get(model, model.partition(":")[0])
+    about = {"versions": {package: metadata.version(package)}}
+    return {"kept": len(kept), "hash": digest} | {k: round(v, 3) for k, v in figures.items()} | about
 
 
 # Large images
