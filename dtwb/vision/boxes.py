@@ -192,12 +192,11 @@ def _joined(boxes, gap):
     return first
 
 
-def _around(boxes: Sequence[Box]) -> Box:
+def _join(boxes: Sequence[Box]) -> Box:
     "One box around several, named by the surest."
-    x, y = min(b.x for b in boxes), min(b.y for b in boxes)
-    right, bottom = max(b.x + b.width for b in boxes), max(b.y + b.height for b in boxes)
     best = max(boxes, key=lambda b: b.score)
-    return Box(x, y, right - x, bottom - y, best.score, sum(b.area for b in boxes), best.defect_type)
+    x, y, width, height = around(boxes, share=0) or best
+    return Box(x, y, width, height, best.score, sum(b.area for b in boxes), best.defect_type)
 
 
 def merge_boxes(
@@ -214,7 +213,7 @@ def merge_boxes(
             groups.setdefault(root, []).append(box)
         if len(groups) == len(boxes):
             break
-        boxes = [_around(group) for group in groups.values()]
+        boxes = [_join(group) for group in groups.values()]
     return boxes
 
 # %% ../../nbs/vision/62_boxes.ipynb #45a67cea

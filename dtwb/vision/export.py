@@ -87,9 +87,8 @@ def unpack_weights(
 # %% ../../nbs/vision/60_export.ipynb #6a94d077
 def _supervised(meta: Meta) -> nn.Module:
     config = meta.preprocess
-    size = config.height, config.width
-    options = dict(channels=config.channels, size=size, map=meta.map, flips=bool(meta.options.get("flips")))
-    return create_model(meta.model, len(meta.classes), **options)
+    size, flips = (config.height, config.width), bool(meta.options.get("flips"))
+    return create_model(meta.model, len(meta.classes), channels=config.channels, size=size, map=meta.map, flips=flips)
 
 
 BUILDERS: dict[str, Callable[[Meta], nn.Module]] = {
@@ -126,6 +125,8 @@ def compare_outputs(
     temperature: float = 1.0,
 ) -> dict[str, float]:  # max_difference, labels_equal, auroc_loss
     "How far two models lie apart."
+    if not np.isfinite(found).all():
+        return {"max_difference": float("inf"), "labels_equal": 0.0, "auroc_loss": 1.0}
     out = {
         "max_difference": float(np.abs(expected - found).max()),
         "labels_equal": float(

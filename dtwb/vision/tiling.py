@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['threshold_of_tiles', 'plan_tiles', 'TiledInspector']
 
-# %% ../../nbs/vision/80_tiling.ipynb #cef04c00
+# %% ../../nbs/vision/80_tiling.ipynb #4a5483e5
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -27,7 +27,7 @@ from .inspector import Detection, Inspector
 from .preprocess import check_array
 from .tiles import MAP_PIXELS, Stitcher, Tiling
 
-# %% ../../nbs/vision/80_tiling.ipynb #43f0d6a6
+# %% ../../nbs/vision/80_tiling.ipynb #a7d2b129
 def threshold_of_tiles(
     threshold: float,  # on the probability of a defect, for one image
     tiles: float,  # how many independent ones are looked at
@@ -35,7 +35,7 @@ def threshold_of_tiles(
     "A threshold whose odds are `tiles` times as high."
     return tiles * threshold / (tiles * threshold + 1 - threshold)
 
-# %% ../../nbs/vision/80_tiling.ipynb #6b546f9d
+# %% ../../nbs/vision/80_tiling.ipynb #cc344d05
 @dataclass(frozen=True)
 class _Look:
     "One large image, tile by tile."
@@ -71,7 +71,7 @@ class _Look:
         weight = np.outer(*shown) * p * (p >= self.threshold)
         return int(self.kind[rows, columns].flat[int(weight.argmax())]) if weight.any() else 0
 
-# %% ../../nbs/vision/80_tiling.ipynb #e0c48d76
+# %% ../../nbs/vision/80_tiling.ipynb #18a25211
 def _place_boxes(
     look: _Look,
     meta: Meta,  # of the inspector
@@ -106,7 +106,7 @@ def _detection(look: _Look, meta: Meta, image: np.ndarray) -> Detection:
         image=image,
     )
 
-# %% ../../nbs/vision/80_tiling.ipynb #5fae4ce1
+# %% ../../nbs/vision/80_tiling.ipynb #613086b9
 def plan_tiles(
     meta: Meta,  # of the inspector
     height: int,  # px of the image
@@ -132,7 +132,7 @@ def plan_tiles(
             cell *= 2
     return Tiling(height, width, (max(cell, high // cell * cell), max(cell, wide // cell * cell)), overlap, cell)
 
-# %% ../../nbs/vision/80_tiling.ipynb #b46c74c6
+# %% ../../nbs/vision/80_tiling.ipynb #709f1f51
 def _look_at(
     inspector: Any,
     image: np.ndarray,
@@ -163,7 +163,7 @@ def _look_at(
     table = np.reshape(table, (len(tiling.rows), len(tiling.columns), -1))
     return _Look(tiling, table, own, stitcher.map, worst, limit)
 
-# %% ../../nbs/vision/80_tiling.ipynb #dbcbe0b0
+# %% ../../nbs/vision/80_tiling.ipynb #9a7b28b3
 @dataclass(frozen=True)
 class TiledInspector:
     "Any inspector, for images larger than it was made for."
@@ -222,7 +222,7 @@ class TiledInspector:
         "Inspect several images; `Stopped.done` has those that were finished where `stop` said so."
         return _inspect(self, images, threshold, batch_size or self.batch_size, progress, stop)
 
-# %% ../../nbs/vision/80_tiling.ipynb #f41c7be6
+# %% ../../nbs/vision/80_tiling.ipynb #73808a2d
 def _inspect(
     tiled: TiledInspector,
     images: Sequence[np.ndarray],

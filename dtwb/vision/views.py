@@ -46,7 +46,12 @@ def load_photos(
         photos.append(Photo(image, mask, label, str(images.table.group.iat[i]), str(images.table.path.iat[i])))
     return photos
 
-# %% ../../nbs/vision/36_views.ipynb #52be57ea
+# %% ../../nbs/vision/36_views.ipynb #63594d8e
+def _defect_sizes(mask: np.ndarray) -> tuple[float, float]:  # across and thick, in shares of the image's size
+    thick = 2 * cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3).max() - 1
+    return float(mask.mean()) ** 0.5, float(thick) / mask.size**0.5
+
+
 def input_size(
     images: ImageSet,
     pixels: int = 256 * 256,
@@ -57,10 +62,11 @@ def input_size(
     rows = np.flatnonzero(images.table.split != "test") if (images.table.split != "test").any() else range(len(images))
     rows = np.random.default_rng(0).permutation(rows)
     h, w = np.array([images.size(int(i)) for i in rows[:seen]], float).T
-    marked = rows[images.table["mask"].to_numpy()[rows] != ""][:seen]
-    shares = [float(m.mean()) for i in marked if (m := images.mask(int(i))) is not None and m.any()]
-    if shares:
-        pixels = int(np.clip(36 / np.quantile(shares, 0.2), pixels, max(pixels, most)))
+    masks = [images.mask(int(i)) for i in rows[images.table["mask"].to_numpy()[rows] != ""][:seen]]
+    sizes = [_defect_sizes(mask) for mask in masks if mask is not None and mask.any()]
+    if sizes:
+        across, thick = np.quantile(sizes, 0.2, axis=0)
+        pixels = int(np.clip(max(6 / across, 3.5 / thick) ** 2, pixels, max(pixels, most)))
     area = min(float(pixels), float(np.median(h * w)))
     aspect = float(np.exp(np.median(np.log(w / h))))
     height, width = (max(32, 32 * round(v / 32)) for v in ((area / aspect) ** 0.5, (area * aspect) ** 0.5))

@@ -64,7 +64,7 @@ def main():
     result = cross_validate(read_images(args.data), out, args.folds, time_limit=args.seconds, **args.recipe)
     bundles = [read_bundle(out / f"fold{i}") for i in range(len(result.folds))]
     report = {
-        "what": f"{name}, grouped {len(result.folds)}-fold, every photo judged once by a model that has not seen its part",
+        "what": f"{name}, grouped {len(result.folds)}-fold, each photo judged by a model that has not seen its part",
         "machine": cpu(),
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(started)),
         "versions": {p: version(p) for p in ("dtwb", "torch", "timm", "lightning")},
