@@ -32,7 +32,7 @@ import torch
 from ..core.errors import ModelError
 from ..core.parallel import available_cores
 from ..core.settings import settings
-from .bundle import Meta, check_place, read_bundle
+from .bundle import PRECISIONS, Meta, check_place, read_bundle
 from .calibration import calibrate
 from .callbacks import NonFiniteLoss, RunFolder, watchers
 from .export import export_bundle, load_weights, unpack_weights
@@ -330,6 +330,9 @@ def train(
     "Train on `train`, choose on `val`, measure on `test`, and write a bundle that passed its gate."
     started, out = time.monotonic(), Path(out)
     check_place(out)
+    if precision not in PRECISIONS:
+        how = f"weights are stored as {', '.join(PRECISIONS)}; lightning's precision is `arithmetic`"
+        raise ModelError(f"precision is {precision!r}", "train", how)
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
     more: dict[str, Any] = (
