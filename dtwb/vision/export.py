@@ -125,6 +125,8 @@ def compare_outputs(
     temperature: float = 1.0,
 ) -> dict[str, float]:  # max_difference, labels_equal, auroc_loss
     "How far two models lie apart."
+    if not np.isfinite(found).all():
+        return {"max_difference": float("inf"), "labels_equal": 0.0, "auroc_loss": 1.0}
     out = {
         "max_difference": float(np.abs(expected - found).max()),
         "labels_equal": float(

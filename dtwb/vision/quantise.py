@@ -89,13 +89,17 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int8 if whole else np.float16)
 
 
+_PAIR = ("QuantizeLinear", "DequantizeLinear")  # fused by onnxruntime only where their scales are constants
+
+
 def halve_constants(path: Path) -> None:
     "Store large constants narrowly, each with a Cast behind it."
     graph = onnx.load(path)
     kept, casts = [], []
+    scales = {name for n in graph.graph.node if n.op_type in _PAIR for name in n.input[1:]}
     for constant in graph.graph.initializer:
         array = numpy_helper.to_array(constant)
-        narrow = _narrow(array) if array.size >= 256 else array
+        narrow = _narrow(array) if array.size >= 256 and constant.name not in scales else array
         if narrow.dtype == array.dtype:
             kept.append(constant)
             continue
@@ -169,6 +173,22 @@ def quantise_dynamic(source: Path, target: Path) -> None:
         )  # fmt: skip
 
 
+def _fragile(graph: onnx.ModelProto) -> list[str]:
+    "Nodes that lead to a divisor, and products of two activations: a small one becomes 0 in 8 bits."
+    constants, made = {c.name for c in graph.graph.initializer}, {}
+    for number, node in enumerate(graph.graph.node):
+        node.name = node.name or f"node_{number}"
+        made |= dict.fromkeys(node.output, node)
+    kept = {n.name for n in graph.graph.node if n.op_type == "MatMul" and not constants & set(n.input)}
+    ahead = [n.input[1] for n in graph.graph.node if n.op_type == "Div" and n.input[1] not in constants]
+    while ahead:
+        node = made.get(ahead.pop())
+        if node is not None and node.name not in kept and node.op_type not in ("Conv", "Gemm"):
+            kept.add(node.name)
+            ahead += node.input
+    return sorted(kept)
+
+
 def quantise_static(
     source: Path,
     target: Path,
@@ -195,10 +215,13 @@ def quantise_static(
     options: dict = {"ActivationSymmetric": tensorrt, "WeightSymmetric": True, "CalibPercentile": 99.99}
     if tensorrt:
         options |= {"QuantizeBias": False, "AddQDQPairToWeight": True}
+    graph = onnx.load(source)
+    kept = _fragile(graph)
+    onnx.save(graph, source)  # with a name for each node
     with _quiet():
         quantize_static(
-            source, target, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            source, target, Reader(), nodes_to_exclude=kept, quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QInt8 if tensorrt else QuantType.QUInt8, weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", *_PRODUCTS] if tensorrt else _STATIC,
             calibrate_method=CalibrationMethod[method], extra_options=options,
         )  # fmt: skip

@@ -156,7 +156,8 @@ def fold_by_group(
     rarity = pd.Series(owner).value_counts()
     held = np.zeros((k, len(counts.columns) + 1))  # what each fold has of each label, and of all
     for g in sorted(rng.permutation(groups), key=lambda g: (rarity[owner[g]], owner[g], -share[g].sum())):
-        after = held[None] + np.eye(k)[:, :, None] * share[g]
-        fold[g] = int(np.argmin((after**2).sum((1, 2))))
+        spread = ((held[None] + np.eye(k)[:, :, None] * share[g]) ** 2).sum((1, 2))
+        without = held[:, counts.columns.get_loc(owner[g])] == 0
+        fold[g] = int(np.argmin(np.where(without, spread, np.inf) if without.any() else spread))
         held[fold[g]] += share[g]
     return table.group.map(fold)
