@@ -294,8 +294,9 @@ def main() -> None:
                 "OMP_NUM_THREADS": str(given.threads), "DTWB_COMPUTE__THREADS": str(given.threads),
                 "PYTHONPATH": str(ROOT),
             }  # fmt: skip
-            subprocess.run([sys.executable, __file__, name, "--here", *arguments], env=environment, check=True)
-        return
+            if subprocess.run([sys.executable, __file__, name, "--here", *arguments], env=environment).returncode:
+                failed.append(name)  # the others shall be measured all the same
+        sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
     how = {"rounds": given.rounds, "least": given.least, "threads": given.threads, "size": given.size}
     if names[0] == "anomalib":
         rows = time_anomalib(**how, peers=given.peers)
