@@ -286,6 +286,7 @@ def main() -> None:
     given = parser.parse_args()
     names = [*BACKBONES, "anomalib"] if given.names == ["all"] else given.names
     if not given.here:
+        failed: list[str] = []
         for name in names:
             arguments = [
                 f"--{k}={getattr(given, k)}" for k in ("rounds", "least", "threads", "size", "photos", "peers")
