@@ -25,7 +25,7 @@ from ..scheduling.problem import Problem, check_objective
 from ..store.database import Store, write_json
 from ..store.runs import Run, run_folder
 from ..twin.kpis import kpis
-from ..vision.images import GOOD, read_images
+from ..vision.images import GOOD, is_synthetic, read_images
 from ..vision.inspector import Inspector, draw
 
 # %% ../../nbs/loop/30_session.ipynb #740959b0
@@ -178,7 +178,7 @@ def run_session(
     with record("loop", plant, parameters | {"replications": replications}, seed) as recording:
         progress("planning", 0, None)
         plan = first_plan(plant, objective, policy.plan_time_limit, seed)
-        photos = str(images.resolve()) if images else None
+        photos = str(images if is_synthetic(images) else images.resolve()) if images else None
         trial = Trial(plant, str(Path(bundle).resolve()), plan.schedule, objective, policy, backend, photos)
         progress("running the loop", 0, None)
         result = run_loop(

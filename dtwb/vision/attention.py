@@ -27,6 +27,7 @@ from ..core.settings import locate
 from .bundle import WEIGHTS, Meta, read_bundle
 from .export import load_weights
 from .inspector import Inspector
+from .models import FLIPS
 from .preprocess import preprocess
 from .tiles import Stitcher, Tiling
 
@@ -85,7 +86,7 @@ def _features(model: Any, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Te
     kept: list[Any] = []
     hook = model.backbone.register_forward_hook(lambda module, inputs, out: kept.append(out))
     try:
-        logits = model(x.detach().clone().requires_grad_())[0]
+        logits = model.heads(x.detach().clone().requires_grad_())[0]  # one view, where the model looks at several
     finally:
         hook.remove()
     return kept[0], logits
@@ -164,8 +165,11 @@ def explain_input(
         raise ModelError(f'no method "{method}"', "method", f"methods are: {', '.join(METHODS)}")
     if method not in (fits := methods_of(model)):
         raise ModelError(f'"{method}" does not fit this model', model.name, f"those that do: {', '.join(fits)}")
+    look = METHODS[method]
+    views = FLIPS if getattr(model, "flips", False) and look is not _own_map else ((),)
     with _as_it_was(model):
-        return METHODS[method](model, x).detach()
+        maps = [look(model, x.flip(dims)).flip(dims).detach() for dims in views]
+    return torch.stack(maps).mean(0)
 
 # %% ../../nbs/vision/52_attention.ipynb #6c28f863
 @lru_cache(maxsize=4)

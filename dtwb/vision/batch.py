@@ -26,7 +26,7 @@ from ..store.database import Store, write_json
 from .inspector import Detection
 from .photos import read_image
 from .pictures import save_picture
-from .sources import Frame, open_frames
+from .sources import Frame, open_frames, readable
 
 # %% ../../nbs/vision/75_batch.ipynb #bb000006
 @dataclass(frozen=True)
@@ -193,7 +193,12 @@ _JOURNAL = "detections.jsonl"
 
 
 def _row(seen: Inspected) -> dict:
-    row = {"name": seen.frame.name, "mark": seen.frame.mark, "truth": seen.frame.truth, "error": seen.error}
+    row = {
+        "name": seen.frame.name,
+        "mark": seen.frame.mark,
+        "truth": seen.frame.truth,
+        "error": seen.error and readable(seen.error),
+    }
     return row | (seen.kept or {})
 
 
@@ -388,7 +393,9 @@ def run_batch(
     done = {f"{row['name']}|{row['mark']}" for row in before if not row["error"]}
     run_id = known.get("run_id")
     if store and (run_id is None or run_id not in store.runs("inspection").index):
-        run_id = store.start_run("inspection", out.name if out else "", {"inputs": str(inputs)[:500], "out": str(out)})
+        run_id = store.start_run(
+            "inspection", out.name if out else "", {"inputs": readable(inputs)[:500], "out": readable(out)}
+        )
         if out:
             write_json(out / "batch.json", known | {"run_id": run_id})
 

@@ -190,16 +190,18 @@ def read_bundle(
 @contextmanager
 def writing_bundle(
     out: str | Path,  # where the bundle shall be
+    last: str = META,  # the file that makes a folder one
+    what: str = "bundle",
 ) -> Iterator[Path]:  # a folder to write it in, renamed to `out` at the end, removed where anything fails
     "Write a bundle aside."
     out = Path(out)
-    check_place(out)
-    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}.tmp") for what in ("new", "old"))
+    check_place(out, last, what)
+    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{which}.tmp") for which in ("new", "old"))
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        check_place(out)
+        check_place(out, last, what)
         if out.exists():
             out.rename(old)
         try:
@@ -209,17 +211,19 @@ def writing_bundle(
                 old.rename(out)
             raise
     except OSError as e:
-        raise ModelError(f"the bundle cannot be written: {e.strerror or e}", out) from None
+        raise ModelError(f"the {what} cannot be written: {e.strerror or e}", out) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_place(out: str | Path) -> None:
+def check_place(out: str | Path, last: str = META, what: str = "bundle") -> None:
     "Refuse to replace what is not a bundle, before hours of training."
     out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / META).is_file()):
-        raise ModelError("this exists and is not a bundle", out, "choose another folder")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / last).is_file()):
+        raise ModelError(
+            f"this exists and is not {'an' if what[0] in 'aeiou' else 'a'} {what}", out, "choose another folder"
+        )
 
 
 def write_meta(folder: Path, meta: Meta) -> None:

@@ -91,7 +91,7 @@ def threshold_curve(
             "threshold",
             "a target needs both kinds; without defects take a quantile of the good ones: threshold_of_goods",
         )
-    if rate is not None and not 0 < rate < 1:
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1):
         raise ModelError(f"a rate of {rate}", "rate", "the share of defects on the line, between 0 and 1")
     share = bad.mean() if rate is None else rate
     levels, counts = np.unique(p, return_counts=True)
@@ -149,7 +149,8 @@ def _check_share(value: object, name: str) -> None:
 
 
 def _costs(curve: pd.DataFrame, cost: tuple[float, float]) -> pd.Series:  # a part
-    if len(cost) != 2 or not all(isinstance(c, int | float) and 0 < c < math.inf for c in cost):
+    pair = isinstance(cost, tuple | list) and len(cost) == 2
+    if not pair or not all(isinstance(c, int | float) and 0 < c < math.inf for c in cost):
         raise ModelError(f"a cost of {cost}", "cost", "two positive numbers: of a missed defect, of a false alarm")
     return cost[0] * curve.missed + cost[1] * curve.false_alarms
 
@@ -275,10 +276,10 @@ class BoxFit:
 
     def add(self, label: str, map: np.ndarray, mask: np.ndarray, unit: float = 1.0) -> None:  # unit: see `input_area`
         if (step := math.ceil(max(map.shape) / 1024)) > 1:  # large ones at a lower resolution
-            size = map.shape[1] // step, map.shape[0] // step
-            map = cv2.resize(map, size, interpolation=cv2.INTER_AREA)
-            mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA) > 0
-            unit /= step**2
+            map = cv2.resize(map, (map.shape[1] // step, map.shape[0] // step), interpolation=cv2.INTER_AREA)
+        if mask.shape != map.shape:
+            unit *= map.size / mask.size
+            mask = cv2.resize(mask.astype(np.float32), map.shape[::-1], interpolation=cv2.INTER_AREA) > 0
         if (whole := box_of(mask)) is None:
             return
         regions = [tuple(int(v) for v in r[:4]) for r in regions_of(mask)[2]]

@@ -8,7 +8,6 @@ __all__ = ['ENSEMBLE', 'FORMAT', 'VERSION', 'disagreement', 'align_map', 'Ensemb
 
 # %% ../../nbs/vision/72_ensemble.ipynb #ee502f17
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from ..core.errors import ModelError
 from ..core.settings import locate
-from .bundle import META, ONNX, Meta, hash_file, meta_from_json, read_bundle, write_meta
+from .bundle import META, ONNX, Meta, hash_file, meta_from_json, read_bundle, write_meta, writing_bundle
 from .calibration import calibrate, input_area, refit_threshold, threshold_of
 from .images import ImageSet
 from .inspector import Detection, Inspector, detect
@@ -111,6 +110,8 @@ class Ensemble:
         batch_size: int = 16,
     ) -> list[EnsembleDetection]:  # in order; the time of each is its share of its batch's
         "Inspect several images."
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ModelError(f"a batch of {batch_size}", "batch_size", "at least 1")
         limit, out = threshold_of(self.meta, threshold), []
         for start in range(0, len(images), batch_size):
             out += self._predict(images[start : start + batch_size], limit)
@@ -158,34 +159,15 @@ def save_ensemble(
     out: str | Path,  # the folder; an older ensemble there is replaced
 ) -> Path:
     "Copy the members' bundles into one folder; it appears whole or not at all."
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / ENSEMBLE).is_file()):
-        raise ModelError("this exists and is not an ensemble", out, "choose another folder")
     for i, member in enumerate(ensemble.members):
         if not isinstance(member, Inspector) or member.path is None:
             raise ModelError("it was not loaded from a bundle", f"member {i + 1}", "export it, then Inspector.load")
-    aside, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}.tmp") for what in ("new", "old"))
-    try:
-        _write_members(ensemble, aside)
-        if out.exists():
-            out.rename(old)
-        try:
-            aside.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except OSError as e:
-        raise ModelError(f"the ensemble cannot be written: {e.strerror or e}", out) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return out
+    with writing_bundle(out, ENSEMBLE, "ensemble") as folder:
+        _write_members(ensemble, folder)
+    return Path(out)
 
 
 def _write_members(ensemble: Ensemble, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     listed = []
     for i, member in enumerate(ensemble.members):
         own = folder / f"member_{i + 1}"
@@ -278,5 +260,9 @@ def open_inspector(
     backend: str = "onnx",
 ) -> Inspector | Ensemble:
     "Whatever lies there."
-    folder = locate(path)
-    return load_ensemble(folder, backend) if (folder / ENSEMBLE).is_file() else Inspector.load(folder, backend)
+    try:
+        folder = locate(path)
+        ensemble = (folder / ENSEMBLE).is_file()
+    except (OSError, ValueError) as e:  # a name that no file can have
+        raise ModelError(f"there is no such bundle: {e}", str(path)[:200]) from None
+    return load_ensemble(folder, backend) if ensemble else Inspector.load(folder, backend)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from .models import FLIPS
 
 # %% ../../nbs/vision/54_explain_graph.ipynb #dc04ba85
 class ExplainGraph(nn.Module):
@@ -26,13 +27,20 @@ class ExplainGraph(nn.Module):
     ):
         super().__init__()
         self.model, self.grid = model, tuple(model.backbone.sizes[-1])
+        self.views = FLIPS if getattr(model, "flips", False) else ((),)
         self.recorder = AttentionRecorder(model.backbone.body)
         if not self.recorder.kind:
             raise ModelError("it has no attention that could be exported", model.name, "its own map is all there is")
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(x)[0]
-        return logits, relative(trace_back(self.recorder, self.recorder.take(), self.grid, stages=2))
+        seen = [self._view(x.flip(dims) if dims else x, dims) for dims in self.views]
+        logits, maps = zip(*seen)
+        return sum(logits) / len(seen), sum(maps) / len(seen)
+
+    def _view(self, x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model.heads(x)[0]
+        map = relative(trace_back(self.recorder, self.recorder.take(), self.grid, stages=2))
+        return logits, map.flip(dims) if dims else map
 
     def close(self) -> None:
         "Leave the model as it was."

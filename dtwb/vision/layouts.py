@@ -60,12 +60,20 @@ class Layout:
 
 
 def _table(rows: list[tuple]) -> pd.DataFrame:  # of path, label, mask, group, split
+    for name in {name for row in rows for name in row[:3]}:
+        if name.encode("utf-8", "replace").decode() != name:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise ImageError("the file's name is not UTF-8", shown, "rename it")
     return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(fold=-1)
 
 
 def _with_good(layout: Layout) -> Layout:
-    "Call the good ones 'good', if they go by one other name."
+    "Call the good ones 'good', if they go by one other name; refuse a label that no bundle could hold."
     labels = set(layout.table.label)
+    if wrong := [name for name in labels if not name.isprintable() or len(name) > 200]:
+        raise ImageError(
+            f"the label {wrong[0][:40]!r} is no name", layout.name, "printable text, 200 characters at most"
+        )
     if labels == {"0", "1"}:
         layout.table["label"] = layout.table.label.map({"0": GOOD, "1": "defect"})
         layout.notes.append("0 is taken for good, 1 for a defect")
@@ -294,9 +302,13 @@ def read_layout(
 ) -> tuple[Path, Layout]:  # the folder that paths are relative to, and what it says
     "Find the layout of a folder and read it."
     root = Path(path)
-    if root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".txt"):
+    try:
+        is_file, is_folder = root.is_file(), root.is_dir()
+    except (OSError, ValueError) as e:
+        raise ImageError(f"this cannot be a folder: {e}"[:120], str(path)[:200]) from None
+    if is_file and root.suffix.lower() in (".csv", ".tsv", ".txt"):
         return root.parent, _with_good(_read_csv(root.parent, root))
-    if not root.is_dir():
+    if not is_folder:
         raise ImageError("there is no such folder", root)
     try:
         layout = _read_csv(root, csv_path) if (csv_path := _find_csv(root)) else _read_dagm(root) or _read_folders(root)

@@ -89,13 +89,17 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.int8 if whole else np.float16)
 
 
+_PAIR = ("QuantizeLinear", "DequantizeLinear")  # fused by onnxruntime only where their scales are constants
+
+
 def halve_constants(path: Path) -> None:
     "Store large constants narrowly, each with a Cast behind it."
     graph = onnx.load(path)
     kept, casts = [], []
+    scales = {name for n in graph.graph.node if n.op_type in _PAIR for name in n.input[1:]}
     for constant in graph.graph.initializer:
         array = numpy_helper.to_array(constant)
-        narrow = _narrow(array) if array.size >= 256 else array
+        narrow = _narrow(array) if array.size >= 256 and constant.name not in scales else array
         if narrow.dtype == array.dtype:
             kept.append(constant)
             continue
@@ -217,7 +221,7 @@ def quantise_static(
     with _quiet():
         quantize_static(
             source, target, Reader(), nodes_to_exclude=kept, quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            activation_type=QuantType.QInt8 if tensorrt else QuantType.QUInt8, weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", *_PRODUCTS] if tensorrt else _STATIC,
             calibrate_method=CalibrationMethod[method], extra_options=options,
         )  # fmt: skip

@@ -7,7 +7,7 @@ __all__ = ['Student', 'StudentTeacher', 'StudentLearner', 'build_student_teacher
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #ca16f0cf
 from dtwb.vision.one_class import (
-    DistanceScale,
+    DistanceModel,
     PatchDescription,
     Smooth,
     check_options,
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .bundle import Meta
-from .models import Backbone
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #238647fe
 class Student(nn.Module):
@@ -57,34 +56,29 @@ class Student(nn.Module):
         return said.flatten(2).transpose(1, 2)
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #ef67b997
-class StudentTeacher(nn.Module):
-    "logits (B, 2) and a map (B, 1, h, w) in 0..1 of (B, channels, H, W): how far the student misses its teacher."
+class StudentTeacher(DistanceModel):
+    "How far the student misses its teacher."
 
-    map, kind, n_classes = "distance", "student_teacher", 2
+    kind = "student_teacher"
 
     def __init__(
         self,
-        name: str = "resnet_small",  # of the teacher, a timm backbone
+        name: str = "resnet_patch",  # of the teacher, a timm backbone
         *,
         pretrained: bool = False,
         channels: int = 1,
         size: tuple[int, int] = (224, 224),  # height, width of the input
-        stages: Sequence[int] = (0, 1, 2),  # of the teacher's feature maps, 0 the finest
+        stages: Sequence[int] = (1, 2),  # of the teacher's feature maps, 0 the finest
         directions: int = 48,  # that a place is described by, at most
         width: int = 32,  # channels of the student
         smooth: float = 1.5,  # cells that the map is smoothed by
     ):
-        super().__init__()
+        super().__init__(name)
         check_options(directions=(directions, 1, 4096), width=(width, 1, 1024), smooth=(smooth, 0.1, 20))
-        self.name = name
         self.options = dict(stages=sorted(set(stages)), directions=directions, width=width, smooth=smooth)
         self.describe = PatchDescription(name, pretrained, channels, size, stages, directions)
         self.student = Student(channels, size, self.describe.grid, self.describe.whiten.shape[1], width)
-        self.smooth, self.scale = Smooth(smooth), DistanceScale()
-
-    @property
-    def backbone(self) -> Backbone:
-        return self.describe.backbone
+        self.smooth = Smooth(smooth)
 
     def misses(self, x: torch.Tensor) -> torch.Tensor:  # (B, h * w), squared
         return (self.student(x) - self.describe(x)).square().mean(2)
@@ -93,12 +87,6 @@ class StudentTeacher(nn.Module):
         map = self.smooth((self.misses(x) + 1e-6).sqrt().reshape(-1, 1, *self.describe.grid))
         worst = map.flatten(1).topk(max(2, map[0].numel() // 200), 1).values
         return worst.mean(1), map
-
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        return *self.scale(*self.measure(x)), None
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.scale(*self.measure(x))
 
 # %% ../../nbs/vision/33_student_teacher.ipynb #b9f75f97
 class StudentLearner(lightning.LightningModule):

@@ -259,6 +259,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise ValueError("0 or more")
+    return int(text)
+
+
 def _share(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise ValueError("0 to 1")
@@ -269,7 +275,7 @@ def _several(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-_COMMON = {"n": ("n", _count), "seed": ("seed", int), "good": ("good", _share), "size": ("size", _size)}
+_COMMON = {"n": ("n", _count), "seed": ("seed", _seed), "good": ("good", _share), "size": ("size", _size)}
 SYNTHETIC: dict[str, tuple[Callable[..., ImageSet], dict[str, tuple[str, Callable]]]] = {  # parameter -> argument
     "tiles": (generate_images, _COMMON | {"shots": ("shots", _count)}),
     "textures": (

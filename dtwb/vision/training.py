@@ -41,6 +41,7 @@ from .learner import Learner, Recipe, Supply, check_images, fast_precision
 from .metrics import Measured, best_threshold
 from .one_class_training import ONE_CLASS, OneClass, fit_one_class
 from .preprocess import Preprocess, preprocess
+from .tiles import usual_scale
 from .views import TrainingData, input_size, load_photos
 from .weights import fit_channels, load_plain, read_state, shipped_start, take_over
 
@@ -373,6 +374,7 @@ def _summary(fitted: Fitted | OneClass, images: ImageSet) -> dict:
         "parts": int(images.table.group.nunique()),
         "steps": int(fitted.history.step.max()) if len(fitted.history) else 0,
         "missing": list(fitted.notes),
+        "scale": round(usual_scale(images.select(split="train"), fitted.config), 4),  # of tiles, by default
     }
     if isinstance(fitted, Fitted):
         out |= {"seed": fitted.recipe.seed, "recipe": fitted.recipe.to_json()}

@@ -40,7 +40,7 @@ def build(name: str, empty: str):
     if name == "ganomaly":
         return models.Ganomaly(batch_size=16, **BARE), 16
     if name == "patchcore":
-        return models.Patchcore(backbone="resnet18", pre_trained=False, coreset_sampling_ratio=0.002, **BARE), 16
+        return models.Patchcore(backbone="resnet18", pre_trained=False, coreset_sampling_ratio=0.001, **BARE), 16
     if name == "padim":
         return models.Padim(backbone="resnet18", pre_trained=False, **BARE), 16
     if name == "fastflow":

@@ -1,9 +1,11 @@
-"""Trains ours and anomalib's models on the same photos and judges all by the same code, one process a model.
+"""Trains ours and anomalib's models on the same photos and judges all by the same code, one after the other.
 
     python nbs/benchmarks/run_vision_accuracy.py memory_bank padim --data ../shared/data/magnetic_tile --seconds 600
 
-Each result is written as `data/benchmarks/vision_accuracy_MODEL.json`, where `vision_accuracy.ipynb` finds it. Only
-the given split is used: train to learn from (one-class models see its good photos only), test to be judged on.
+Each result is written as `data/benchmarks/vision_accuracy_MODEL.json`, and all that lie there, after each, as
+`nbs/benchmarks/vision_accuracy.json`, which `vision_accuracy.ipynb` shows. Only the given split is used: train to learn
+from (one-class models see its good photos only), test to be judged on. With `--total` no model begins that could not
+have `--seconds` any more; what failed is told and left out.
 """
 
 import argparse
@@ -35,7 +37,7 @@ OURS: dict[str, dict] = {  # options of `fit_one_class` or of `fit`, by the name
     "memory_bank": {"model": "memory_bank"},
     "memory_bank tile_demo": {"model": "memory_bank", "start": "models/tile_demo", "size": (224, 224)},
     "student_teacher": {"model": "student_teacher"},
-    "painted": {"model": "painted", "epochs": 200},
+    "painted": {"model": "painted", "epochs": 200, "epoch_size": 512},
 }
 
 
@@ -130,9 +132,9 @@ def write_folder(images: Any, folder: Path) -> None:
             cv2.imwrite(str(folder / part / f"{i:05d}.png"), picture if picture.ndim == 2 else picture[..., ::-1])
 
 
-def run_peer(name: str, images: Any, seconds: float, rounds: int = 500) -> dict:
+def run_peer(name: str, images: Any, seconds: float, rounds: int = 500, venvs: Path = ROOT / ".venv-peers") -> dict:
     "Fit one of anomalib's in its own venv, and judge it on test."
-    python = ROOT / ".venv-peers/anomalib/bin/python"
+    python = venvs.resolve() / "anomalib/bin/python"
     test = images.select(split="test")
     with tempfile.TemporaryDirectory() as aside:
         write_folder(images, Path(aside))
@@ -158,35 +160,49 @@ def run_peer(name: str, images: Any, seconds: float, rounds: int = 500) -> dict:
     return {"model": name, "who": "anomalib", "learns from": "good photos"} | judge(test, scores, maps, rounds) | about
 
 
-def run(name: str, data: str, seconds: float, rounds: int = 500, **changes) -> dict:
+def run(name: str, data: str, seconds: float, rounds: int = 500, venvs: Path = ROOT / ".venv-peers", **changes) -> dict:
     "One model; `data` is what `read_images` takes."
     from dtwb.vision.images import read_images
 
     images, load, before, started = read_images(data), os.getloadavg()[0], spent(), time.perf_counter()
-    row = (
-        run_peer(name, images, seconds, rounds) if name in PEERS else run_ours(name, images, seconds, rounds, **changes)
-    )
-    after = {"load before": round(load, 1), "load after": round(os.getloadavg()[0], 1)}
-    cores = round((spent() - before) / max(time.perf_counter() - started, 1e-9), 2)
-    return (
-        row
-        | {"data": Path(data).name, "limit_s": seconds, "cores": cores, "at": datetime.now().isoformat(" ", "minutes")}
-        | after
-    )
+    if name in PEERS:
+        row = run_peer(name, images, seconds, rounds, venvs)
+    else:
+        row = run_ours(name, images, seconds, rounds, **changes)
+    about = {"data": Path(data).name, "limit_s": seconds, "at": datetime.now().isoformat(" ", "minutes")}
+    about |= {"load before": round(load, 1), "load after": round(os.getloadavg()[0], 1)}
+    return row | about | {"cores": round((spent() - before) / max(time.perf_counter() - started, 1e-9), 2)}
+
+
+def write_all() -> None:
+    "All results that lie there, to one file."
+    from run_twin import write_rows
+
+    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("vision_accuracy_*.json"))]
+    write_rows("vision_accuracy", "accuracy on one grouped split: ours and anomalib's", rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help=f"of {', '.join((*OURS, *PEERS))}")
-    parser.add_argument("--data", default="../shared/data/magnetic_tile")
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--data", default=str(ROOT.parent / "shared/data/magnetic_tile"))
+    parser.add_argument("--seconds", type=float, default=600, help="of training, each")
+    parser.add_argument("--total", type=float, default=float("inf"), help="of all together")
+    parser.add_argument("--venvs", type=Path, default=ROOT / ".venv-peers", help="where anomalib's venv lies")
     given = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     for name in given.models:
-        row = run(name, given.data, given.seconds)
-        path = RESULTS / f"vision_accuracy_{name.replace(' ', '_')}.json"
-        path.write_text(json.dumps(row) + "\n")
+        left = given.total - (time.monotonic() - started)
+        if left < given.seconds:
+            print(f"{name}: no time left", flush=True)
+            continue
+        row = run(name, given.data, given.seconds, venvs=given.venvs)
         print(json.dumps(row), flush=True)
+        if "error" not in row:
+            path = RESULTS / f"vision_accuracy_{name.replace(' ', '_')}.json"
+            path.write_text(json.dumps(row) + "\n")
+            write_all()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python nbs/benchmarks/run_vision_speed.py all                  # five backbones, about four minutes on two cores
     python nbs/benchmarks/run_vision_speed.py swin_tiny_patch4_window7_224 --rounds 5
-    python nbs/benchmarks/run_vision_speed.py anomalib batch       # each of these by its name, too
+    python nbs/benchmarks/run_vision_speed.py anomalib --peers ../oneclass/.venv-peers
 
 Each result is written as `data/benchmarks/vision_speed_NAME.json`, where `vision_speed.ipynb` finds it. A backbone's
 pipelines run in one process and take turns, so that what else the machine does meets all of them. The network of a
@@ -60,6 +60,22 @@ def photos(n: int, size: int, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     images = generate_images(n, seed=seed, size=(size, size))
     rgb = [np.repeat(images.image(i)[..., None], 3, axis=2) for i in range(len(images))]
     return rgb, (images.table.label != "good").to_numpy()
+
+
+def settle(model: Any, x: np.ndarray) -> None:
+    "Scales and statistics of batch norms as a trained network has them: timm starts whole branches at zero."
+    import torch
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.8, 1.2)
+            layer.bias.data.normal_(0, 0.1)
+            layer.momentum = None  # the mean over what is seen
+    model.train()
+    with torch.no_grad():
+        for k in range(0, min(len(x), 48), 16):
+            model(torch.from_numpy(x[k : k + 16]))
+    model.eval()
 
 
 def fit_head(model: Any, x: np.ndarray, defect: np.ndarray) -> None:
@@ -134,7 +150,9 @@ def time_backbone(
     config = Preprocess(size, size, 3, standardise=False, mean=(0.5,), std=(0.25,))
     meta = Meta(("good", "defect"), config, name, map)
     model = create_model(name, 2, channels=3, size=(size, size), map=map).eval()
-    fit_head(model, np.stack([preprocess(config, image)[0] for image in train]), bad)
+    inputs = np.stack([preprocess(config, image)[0] for image in train])
+    settle(model, inputs)
+    fit_head(model, inputs, bad)
     plain = timm.create_model(name, num_classes=2).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         plain(torch.zeros(1, 3, size, size))
@@ -163,9 +181,9 @@ def time_backbone(
                 images = check[:batch]
                 for key, run in pipelines.items():
                     spent.setdefault((key, batch), []).append(seconds_of(run, least, images) / batch)
-            inputs = preprocess(config, check[0])[0][None]
+            one = preprocess(config, check[0])[0][None]
             for key, inspector in ours.items():
-                alone[key].append(seconds_of(inspector.raw, least, inputs))
+                alone[key].append(seconds_of(inspector.raw, least, one))
         limit = max(gemm)
         parity = {row["pipeline"]: row["parity"] for row in rows}
         rows = []
@@ -192,14 +210,21 @@ def time_backbone(
 
 
 def time_anomalib(
-    *, size: int = 224, photo: int = 256, n: int = 24, rounds: int = 7, least: float = 0.4, threads: int = 2
+    *,
+    size: int = 224,
+    photo: int = 256,
+    n: int = 24,
+    rounds: int = 7,
+    least: float = 0.4,
+    threads: int = 2,
+    peers: Path = ROOT / ".venv-peers",
 ) -> list[dict]:
     "anomalib's TorchInferencer on resnet18, in its own venv."
     import cv2
 
-    python = ROOT / ".venv-peers/anomalib/bin/python"
+    python = peers.absolute() / "anomalib/bin/python"
     if not python.exists():
-        return [{"pipeline": "anomalib", "refused": "there is no .venv-peers/anomalib: make peers"}]
+        return [{"pipeline": "anomalib", "refused": f"there is no {python}: make peers"}]
     with tempfile.TemporaryDirectory() as folder:
         images, defect = photos(4 * n, photo, 3)
         (Path(folder) / "good").mkdir()
@@ -213,44 +238,6 @@ def time_anomalib(
     if not lines:
         return [{"pipeline": "anomalib", "refused": (done.stderr.strip().splitlines() or ["no answer"])[-1][:300]}]
     return json.loads(lines[-1][4:])
-
-
-def time_batch(*, n: int = 400, photo: int = 256, rounds: int = 3, bundle: str = "models/tile_demo") -> list[dict]:
-    "The batch processor on one core and on two: photos a second, from files to rows."
-    import cv2
-
-    code = (
-        "import sys, time, json\n"
-        "from dtwb.vision.inspector import Inspector\n"
-        "from dtwb.vision.batch import BatchProcessor\n"
-        "from pathlib import Path\n"
-        "folder, bundle = sys.argv[1:]\n"
-        "inspector = Inspector.load(bundle)\n"
-        "processor = BatchProcessor(inspector)\n"
-        "for _ in processor.stream(folder + '/0*.png'): pass\n"
-        "started = time.perf_counter()\n"
-        "seen = sum(1 for _ in processor.stream(folder))\n"
-        "print(json.dumps([seen, time.perf_counter() - started]))\n"
-    )
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        images, _ = photos(40, photo, 4)
-        for k in range(n):
-            cv2.imwrite(f"{folder}/{k:05d}.png", images[k % len(images)])
-        cores = sorted(os.sched_getaffinity(0))[:2]
-        for _ in range(rounds):
-            for number in (1, len(cores)):
-                wanted = set(cores[:number])
-                done = subprocess.run(
-                    [sys.executable, "-c", code, folder, str(ROOT / bundle)], capture_output=True, text=True, cwd=ROOT,
-                    timeout=600, preexec_fn=lambda cores=wanted: os.sched_setaffinity(0, cores),
-                    env=os.environ | {"OMP_NUM_THREADS": str(number), "PYTHONPATH": str(ROOT)},
-                )  # fmt: skip
-                if done.returncode:
-                    return [{"pipeline": "batch", "refused": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}]
-                seen, seconds = json.loads(done.stdout.strip().splitlines()[-1])
-                rows.append({"pipeline": "batch", "cores": number, "images": seen, "seconds": seconds})
-    return rows
 
 
 def about() -> dict:
@@ -288,31 +275,30 @@ def _short(value: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help=f"all, or of: {', '.join(BACKBONES)}, anomalib, batch")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("names", nargs="+", help=f"all, or of: {', '.join(BACKBONES)}, anomalib")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--least", type=float, default=0.4, help="seconds a round and pipeline")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers", help="where the venv anomalib is")
     parser.add_argument("--here", action="store_true", help="in this process (what a run does for each name)")
     given = parser.parse_args()
-    names = [*BACKBONES, "anomalib", "batch"] if given.names == ["all"] else given.names
+    names = [*BACKBONES, "anomalib"] if given.names == ["all"] else given.names
     if not given.here:
         for name in names:
-            arguments = [f"--{k}={getattr(given, k)}" for k in ("rounds", "least", "threads", "size", "photos")]
+            arguments = [
+                f"--{k}={getattr(given, k)}" for k in ("rounds", "least", "threads", "size", "photos", "peers")
+            ]
             environment = os.environ | {
                 "OMP_NUM_THREADS": str(given.threads), "DTWB_COMPUTE__THREADS": str(given.threads),
                 "PYTHONPATH": str(ROOT),
             }  # fmt: skip
-            if name == "batch":
-                environment.pop("DTWB_COMPUTE__THREADS")
             subprocess.run([sys.executable, __file__, name, "--here", *arguments], env=environment, check=True)
         return
     how = {"rounds": given.rounds, "least": given.least, "threads": given.threads, "size": given.size}
     if names[0] == "anomalib":
-        rows = time_anomalib(**how)
-    elif names[0] == "batch":
-        rows = time_batch(rounds=min(given.rounds, 3))
+        rows = time_anomalib(**how, peers=given.peers)
     else:
         rows = time_backbone(names[0], n=given.photos, **how)
     RESULTS.mkdir(parents=True, exist_ok=True)
