@@ -4150,6 +4150,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.vision.tiles.tile_starts': ('vision/tiles.html#tile_starts', 'dtwb/vision/tiles.py'),
                                    'dtwb.vision.tiles.usual_scale': ('vision/tiles.html#usual_scale', 'dtwb/vision/tiles.py')},
             'dtwb.vision.tiling': { 'dtwb.vision.tiling.TiledInspector': ('vision/tiling.html#tiledinspector', 'dtwb/vision/tiling.py'),
+                                    'dtwb.vision.tiling.TiledInspector.__post_init__': ( 'vision/tiling.html#tiledinspector.__post_init__',
+                                                                                         'dtwb/vision/tiling.py'),
                                     'dtwb.vision.tiling.TiledInspector.at': ( 'vision/tiling.html#tiledinspector.at',
                                                                               'dtwb/vision/tiling.py'),
                                     'dtwb.vision.tiling.TiledInspector.calibrated': ( 'vision/tiling.html#tiledinspector.calibrated',
