@@ -42,6 +42,7 @@ class Recipe:
     model: str = "resnet_patch"  # any timm name, or one of ours
     size: tuple[int, int] | None = None  # height, width of the input; None: by the images (`input_size`)
     resize: str = "stretch"  # how an image comes into it: one of RESIZES
+    normalise: str | None = None  # by each image, by the data, or as the backbone learned; None: backbone if pretrained
     pretrained: bool | str | Path = False  # the backbone's weights: timm's hub, or a file
     start: str | Path | None = "shipped"  # a bundle or a file of weights; "shipped": ours, for a model that has some
     map: str | None = None  # segmentation (the default where there are masks), attention or cam
@@ -70,6 +71,7 @@ class Recipe:
         need("model", isinstance(self.model, str) and bool(self.model), "the name of a backbone")
         pair = isinstance(self.size, tuple | list) and len(self.size) == 2 and all(map(is_whole, self.size))
         need("size", self.size is None or pair, "height and width, as in (224, 224)")
+        need("normalise", self.normalise in (None, "image", "data", "backbone"), "image, data or backbone")
         if self.keep not in ("last", "best"):
             raise ModelError(f'keep is "{self.keep}"', "recipe", "last or best")
         if self.epoch_size < self.batch_size:

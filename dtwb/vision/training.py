@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.errors import ModelError
+from ..core.errors import ImageError, ModelError
 from ..core.parallel import available_cores
 from ..core.settings import settings
 from .bundle import PRECISIONS, Meta, check_place, read_bundle
@@ -41,7 +41,7 @@ from .inspector import Evaluation, Inspector, Run, evaluate, softmax
 from .learner import Learner, Recipe, Supply, check_images, fast_precision
 from .metrics import Measured, best_threshold
 from .one_class_training import ONE_CLASS, OneClass, fit_one_class
-from .preprocess import Preprocess, preprocess
+from .preprocess import Preprocess, backbone_normalisation, normalisation, preprocess
 from .tiles import usual_scale
 from .views import TrainingData, input_size, load_photos
 from .weights import fit_channels, load_plain, read_state, shipped_start, take_over
@@ -87,11 +87,19 @@ def set_up(
 
 
 def _config_for(images: ImageSet, recipe: Recipe) -> Preprocess:
-    size = recipe.size or input_size(images)
-    if recipe.pretrained:
-        norm: dict[str, Any] = dict(standardise=False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        return Preprocess(*size, channels=3, resize=recipe.resize, **norm)
-    return Preprocess(*size, channels=1 if images.image(0).ndim == 2 else 3, resize=recipe.resize)
+    size, resize = recipe.size or input_size(images), recipe.resize
+    channels = 3 if recipe.pretrained or images.image(0).ndim == 3 else 1
+    how = recipe.normalise or ("backbone" if recipe.pretrained else "image")
+    if how == "image":
+        return Preprocess(*size, channels, resize=resize)
+    train = np.flatnonzero(images.table.split == "train")
+    some = train[:: len(train) // 200 + 1]  # enough to know their light
+    mean, std = (
+        backbone_normalisation(recipe.model, channels)
+        if how == "backbone"
+        else normalisation((images.image(i) for i in some), channels)
+    )
+    return Preprocess(*size, channels, False, mean, std, resize)
 
 
 def _create(recipe: Recipe, n: int, config: Preprocess, masks: bool) -> InspectionModel:
@@ -333,6 +341,8 @@ def train(
     if precision not in PRECISIONS:
         how = f"weights are stored as {', '.join(PRECISIONS)}; lightning's precision is `arithmetic`"
         raise ModelError(f"precision is {precision!r}", "train", how)
+    if not (images.table.split == "test").any():
+        raise ImageError("test is empty: nothing to measure on", images.root or "images", "read it with resplit=True")
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
     more: dict[str, Any] = (
