@@ -3809,6 +3809,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dtwb.vision.one_class.MemoryBank': ('vision/one_class.html#memorybank', 'dtwb/vision/one_class.py'),
                                        'dtwb.vision.one_class.MemoryBank.__init__': ( 'vision/one_class.html#memorybank.__init__',
                                                                                       'dtwb/vision/one_class.py'),
+                                       'dtwb.vision.one_class.MemoryBank.hold': ( 'vision/one_class.html#memorybank.hold',
+                                                                                  'dtwb/vision/one_class.py'),
                                        'dtwb.vision.one_class.MemoryBank.measure': ( 'vision/one_class.html#memorybank.measure',
                                                                                      'dtwb/vision/one_class.py'),
                                        'dtwb.vision.one_class.MemoryBank.remember': ( 'vision/one_class.html#memorybank.remember',
