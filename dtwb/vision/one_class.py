@@ -249,6 +249,11 @@ class MemoryBank(DistanceModel):
         map = self.smooth(near.reshape(-1, 1, *self.describe.grid))
         return map.flatten(1).topk(max(1, round(self.worst * near.shape[1])), 1).values.mean(1), map
 
+    def hold(self, patches: int) -> None:
+        "Make room for so many, and forget those that were there."
+        self.bank = torch.zeros(patches, self.bank.shape[1])
+        self.options["patches"], self.neighbours = patches, min(self.neighbours, patches)
+
     def remember(
         self,
         raw: np.ndarray,  # (N, width) of good parts, as `describe.raw` gives it

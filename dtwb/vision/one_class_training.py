@@ -260,6 +260,9 @@ def fit_one_class(
     photos, held = (load_photos(part, CLASSES, config) for part in (learn, usual))
     raw, losses = _sample_patches(net, photos, config, sample, rng), []
     if isinstance(net, MemoryBank):
+        if "patches" not in options and len(raw) < 2 * len(net.bank):
+            net.hold(max(1, len(raw) // 2))
+            notes.append(f"a bank of {len(net.bank)} patches only: there are {len(raw)} to choose from")
         net.remember(raw, rng)
     else:
         net.describe.fit(raw)

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def run_ours(name: str, images: Any, seconds: float, rounds: int = 500, **change
         row |= {k: own[k].to_json() for k in TYPED if k in own}
     about = {"model": name, "who": "ours", "learns from": "good photos" if one_class else "labels and masks"}
     size = sum(p.numel() for p in fitted.model.parameters())
-    return about | row | {"fit_s": round(took, 1), "predict_ms": round(each, 1), "parameters": size}
+    versions = {package: version(package) for package in ("torch", "timm", "numpy")}
+    about |= {"fit_s": round(took, 1), "predict_ms": round(each, 1), "parameters": size, "versions": versions}
+    return about | row
 
 
 def _run_torch(model: Any) -> Any:
