@@ -7,11 +7,12 @@ __all__ = ['write_onnx', 'strip_remarks', 'halve_constants', 'shorten_names', 'i
            'quantise_static', 'quantise']
 
 # %% ../../nbs/vision/58_quantise.ipynb #abbb3b3e
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -152,8 +153,8 @@ def is_convolutional(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    "onnxruntime's quantisation advises through the root logger."
-    with warnings.catch_warnings():
+    "onnxruntime's quantisation advises through the root logger, and prints."
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
