@@ -3883,6 +3883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'dtwb/vision/pictures.py'),
                                       'dtwb.vision.pictures.Found.bbox': ('vision/pictures.html#found.bbox', 'dtwb/vision/pictures.py'),
                                       'dtwb.vision.pictures.Found.boxes': ('vision/pictures.html#found.boxes', 'dtwb/vision/pictures.py'),
+                                      'dtwb.vision.pictures._as_rgb': ('vision/pictures.html#_as_rgb', 'dtwb/vision/pictures.py'),
                                       'dtwb.vision.pictures._check_map': ('vision/pictures.html#_check_map', 'dtwb/vision/pictures.py'),
                                       'dtwb.vision.pictures._draw_box': ('vision/pictures.html#_draw_box', 'dtwb/vision/pictures.py'),
                                       'dtwb.vision.pictures.close_ups': ('vision/pictures.html#close_ups', 'dtwb/vision/pictures.py'),
