@@ -31,7 +31,8 @@ def make(kind: str) -> Inspector:
     "An inspector whose network has hardly learned: what tiling does with it must be right all the same."
     if kind in ("memory_bank", "student_teacher"):
         images = generate_images(60, 0, good=0.9, size=(64, 64))
-        fitted = fit_one_class(images, model=kind, size=(64, 64), time_limit=1, progress=False)
+        small = {"patches": 100} if kind == "memory_bank" else {}
+        fitted = fit_one_class(images, model=kind, size=(64, 64), time_limit=1, progress=False, **small)
         classes, model, config = tuple(fitted.classes), fitted.model, fitted.config
         return in_memory(model, Meta(classes, config, fitted.backbone, "distance", kind=kind, options=fitted.options))
     name, map = kind.split()

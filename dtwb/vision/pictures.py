@@ -41,6 +41,12 @@ def _check_map(map: np.ndarray, image: np.ndarray) -> None:
 GREEN = (0, 158, 115)  # of Okabe and Ito's colours
 
 
+def _as_rgb(image: np.ndarray) -> np.ndarray:  # uint8 (H, W, 3), a new one
+    "A grey image, or one of 16 bits, as a screen shows it."
+    image = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image.copy()
+
+
 def _draw_box(picture: np.ndarray, box: Box | tuple, factor: float, line: int) -> None:
     x, y, w, h = (v * factor for v in box)
     least = 6 * line if factor < 1 else 0
@@ -50,7 +56,7 @@ def _draw_box(picture: np.ndarray, box: Box | tuple, factor: float, line: int) -
 
 
 def draw(
-    image: np.ndarray,  # uint8 (H, W) or (H, W, 3) RGB
+    image: np.ndarray,  # uint8 or uint16, (H, W) or (H, W, 3) RGB
     detection: Found,
     heat: float = 0.6,  # how opaque the map may get
     longest: int = 2000,  # px; a larger image is drawn smaller
@@ -62,7 +68,7 @@ def draw(
     size = tuple(max(1, round(n * factor)) for n in image.shape[1::-1])
     if factor < 1:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    rgb = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
+    rgb = _as_rgb(image)
     map = detection.attention_map
     if map.shape != image.shape[:2]:
         shrinks = map.shape[0] > image.shape[0]
@@ -77,7 +83,7 @@ def draw(
 
 # %% ../../nbs/vision/64_pictures.ipynb #ce5d6fba
 def close_ups(
-    image: np.ndarray,  # uint8 (H, W) or (H, W, 3) RGB
+    image: np.ndarray,  # uint8 or uint16, (H, W) or (H, W, 3) RGB
     detection: Found,
     most: int = 8,  # boxes that are shown
     side: int = 128,  # px of each
@@ -93,7 +99,7 @@ def close_ups(
         cut = image[top : top + reach, left : left + reach]
         shrinks = reach > side
         cut = cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        cut = cv2.cvtColor(cut, cv2.COLOR_GRAY2RGB) if cut.ndim == 2 else cut.copy()
+        cut = _as_rgb(cut)
         _draw_box(cut, (x - left, y - top, w, h), side / reach, 1)
         cut[:, -2:] = 255
         cuts.append(cut)

@@ -218,7 +218,7 @@ class TiledInspector:
 
     def predict(
         self,
-        image: np.ndarray,  # uint8 (H, W) or (H, W, 3) RGB, of any size; memory-mapped too
+        image: np.ndarray,  # uint8 or uint16, (H, W) or (H, W, 3) RGB, of any size; memory-mapped too
         threshold: float | str | None = None,  # on the probability of a defect; the inspector's own by default
         **how: Any,  # progress, stop: as of `predict_batch`
     ) -> Detection:
