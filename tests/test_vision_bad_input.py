@@ -208,7 +208,7 @@ def test_what_an_inspector_is_asked(tmp_path):
     one = Inspector.load(DEMO)
     two = Ensemble.of(one, one, parallel=True)
     for inspector in (one, two):
-        for threshold in (-1, 2, float("nan"), float("inf"), "recall_", "x", "recall_95"):
+        for threshold in (-1, 2, float("nan"), float("inf"), "recall_", "x", "recall_95", [0.5]):
             refused(lambda t=threshold, i=inspector: i.predict(GREY, t), ModelError, "threshold")
         for image in (
             None,
@@ -223,7 +223,8 @@ def test_what_an_inspector_is_asked(tmp_path):
         for image in (GREY[:1, :1], np.zeros((1, 3000), np.uint8), np.asfortranarray(GREY), GREY[::-1, ::-1]):
             assert inspector.predict(image).attention_map.shape == image.shape
         assert inspector.predict_batch([]) == []
-    refused(lambda: two.predict_batch([GREY], batch_size=0), ModelError)
+        for size in (0, -1, 2.5):
+            refused(lambda i=inspector, size=size: i.predict_batch([GREY], batch_size=size), ModelError, "batch")
 
     images = read_images("synthetic:tiles?n=10&size=64")
     goods, bads = images.table.label == "good", images.table.label != "good"

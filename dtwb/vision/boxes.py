@@ -150,9 +150,9 @@ def nms(
     kinds: np.ndarray | Sequence | None = None,  # (n,) types, when a box drops only those of its own; None: all alike
 ) -> np.ndarray:  # int (k,), the rows that stay, best first; of equally good ones the earlier
     "Greedy non-maximum suppression."
-    array, scores = _checked(boxes), np.asarray(scores, np.float64)
-    n = len(array)
-    if scores.shape != (n,) or not np.isfinite(scores).all():
+    array = _checked(boxes)
+    n, scores = len(array), np.array(scores)
+    if scores.dtype.kind not in "fiub" or scores.shape != (n,) or not np.isfinite(scores).all():
         raise ImageError(f"scores of shape {scores.shape} for {n} boxes", "scores", "a finite number a box")
     if not 0 <= iou <= 1:
         raise ImageError(f"an overlap of {iou}", "iou", "0 to 1")
@@ -160,7 +160,7 @@ def nms(
         raise ImageError(f"{len(kinds)} types for {n} boxes", "kinds", "one a box")
     if not n:
         return np.empty(0, np.int64)
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores.astype(np.float64), kind="stable")
     best = array[order]
     numbers = np.zeros(n, np.int64) if kinds is None else np.unique(np.asarray(kinds), return_inverse=True)[1][order]
     gridded = iou > 1e-6  # else the reach is endless: one cell

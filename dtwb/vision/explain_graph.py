@@ -35,7 +35,7 @@ class ExplainGraph(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen = [self._view(x.flip(dims) if dims else x, dims) for dims in self.views]
         logits, maps = zip(*seen)
-        return sum(logits) / len(seen), sum(maps) / len(seen)
+        return sum(logits) / len(seen), sum(maps) / len(seen)  # pyright: ignore[reportReturnType]
 
     def _view(self, x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model.heads(x)[0]

@@ -203,11 +203,9 @@ class Inspector:
         batch_size: int = 16,
     ) -> list[Detection]:  # in order; the time of each is its share of its batch's
         "Inspect several images."
-        if isinstance(threshold, str):
-            threshold = threshold_of(self.meta, threshold)
-        threshold = self.meta.threshold if threshold is None else float(threshold)
-        if not 0 <= threshold <= 1:
-            raise ModelError(f"a threshold of {threshold}", "threshold", "a probability, 0 to 1")
+        threshold = threshold_of(self.meta, threshold)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ModelError(f"a batch of {batch_size}", "batch_size", "at least 1")
         for i, image in enumerate(images):
             check_array(image, "image" if len(images) == 1 else f"images[{i}]")
         size = self.meta.preprocess.height, self.meta.preprocess.width

@@ -83,7 +83,7 @@ def drawing_loss(
     known: torch.Tensor,  # (B,) bool: the photo has a mask, or is good
     weights: torch.Tensor | None = None,  # (B, K, h, w), of the defect's cells
 ) -> torch.Tensor:
-    "Cross-entropy of the defect, of its surroundings and the hardest good cells, and Dice; photos without a mask do not count."
+    "Cross-entropy of the defect, its surroundings and the hardest good cells, and Dice; only where a mask is known."
     if not known.any():
         return drawn.sum() * 0
     drawn, target = drawn[known].float(), target[known]

@@ -57,6 +57,7 @@ def draw(
 ) -> np.ndarray:  # uint8 (h, w, 3) RGB
     "The photo with the map over it and its boxes."
     _check_map(detection.attention_map, check_array(image))
+    image = image if image.dtype == np.uint8 else (image // 257).astype(np.uint8)
     factor = min(1.0, longest / max(image.shape[:2]))
     size = tuple(max(1, round(n * factor)) for n in image.shape[1::-1])
     if factor < 1:

@@ -41,15 +41,14 @@ class Placement:
         size: tuple[int, int],  # height, width of the input
     ) -> np.ndarray:  # float32 (height, width), interpolated linearly between the map's cells
         "A model's map, in the image's own pixels."
+        map = map.astype(np.float32, copy=False)
+        if (self.scaled_height, self.scaled_width) == tuple(size):  # no padding: its edges are the image's
+            return cv2.resize(map, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         sx = self.scaled_width / self.width * map.shape[1] / size[1]
         sy = self.scaled_height / self.height * map.shape[0] / size[0]
         warp = np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5]])  # pixel centres lie at +0.5
-        x, y = (
-            np.arange(n, dtype=np.float64) * s + o
-            for n, s, o in ((self.width, sx, warp[0, 2]), (self.height, sy, warp[1, 2]))
-        )
-        grid_x, grid_y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
-        return cv2.remap(map.astype(np.float32), grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(map, warp, (self.width, self.height), flags=how, borderMode=cv2.BORDER_REPLICATE)
 
 # %% ../../nbs/vision/20_preprocess.ipynb #1b74f2b2
 RESIZES = ("pad", "stretch", "tile")  # keep the aspect and pad; fill the input; never scale (larger ones are cut)
@@ -103,13 +102,13 @@ def check_array(
     image: np.ndarray,
     where: str = "image",  # named in the error
 ) -> np.ndarray:  # the same array
-    "An image is uint8, (H, W) grey or (H, W, 3) RGB; else `ImageError`."
+    "An image is uint8 or uint16, (H, W) grey or (H, W, 3) RGB; else `ImageError`."
     if not isinstance(image, np.ndarray):
         raise ImageError(
             f"a {type(image).__name__} is not an image", where, "a numpy array, uint8, (H, W) or (H, W, 3)"
         )
-    if image.dtype != np.uint8:
-        raise ImageError(f"an array of {image.dtype}", where, "images are uint8; scale to 0..255 and convert")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"an array of {image.dtype}", where, "images are uint8 (0..255) or uint16 (0..65535)")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ImageError(f"an array of shape {image.shape}", where, "(H, W) grey or (H, W, 3) RGB")
     if min(image.shape[:2]) < 1 or max(image.shape[:2]) > 20_000:
@@ -142,23 +141,33 @@ def _resize(image: np.ndarray, placement: Placement) -> np.ndarray:
 
 def preprocess(
     config: Preprocess,
-    image: np.ndarray,  # uint8 (H, W) or (H, W, 3) RGB
+    image: np.ndarray,  # uint8 or uint16, (H, W) or (H, W, 3) RGB
 ) -> tuple[np.ndarray, Placement]:  # float32 (channels, height, width), and where the image lies in it
     "An image as a model's input."
     check_array(image)
     if config.channels == 1 and image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    elif config.channels == 3 and image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
     placement = place(config, image.shape[1], image.shape[0])
-    x = np.atleast_3d(_resize(image, placement)).astype(np.float32) / 255
-    if config.standardise:
-        x = (x - x.mean()) / max(float(x.std()), 0.01)
-    else:
-        x = (x - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+    small = _resize(image, placement)
+    planes = cv2.split(small) if small.ndim == 3 else [small] * config.channels
     out = np.zeros((config.channels, config.height, config.width), np.float32)
-    out[:, : placement.scaled_height, : placement.scaled_width] = x.transpose(2, 0, 1)
+    for c, (plane, (gain, offset)) in enumerate(zip(planes, _scaling(config, small))):
+        part = out[c, : placement.scaled_height, : placement.scaled_width]
+        np.multiply(plane, gain, out=part, dtype=np.float32)
+        part += offset
     return out, placement
+
+
+def _scaling(config: Preprocess, image: np.ndarray) -> list[tuple[np.float32, np.float32]]:  # one a channel
+    "Gain and offset that lead from the image's numbers to the model's."
+    top = np.iinfo(image.dtype).max
+    if not config.standardise:
+        mean, std = (v * config.channels if len(v) == 1 else v for v in (config.mean, config.std))
+        return [(np.float32(1 / (top * s)), np.float32(-m / s)) for m, s in zip(mean, std)]
+    means, spreads = (v.ravel() for v in cv2.meanStdDev(image))
+    mean = means.mean()
+    spread = max(float(np.sqrt((spreads**2 + (means - mean) ** 2).mean())), 0.01 * top)
+    return [(np.float32(1 / spread), np.float32(-mean / spread))] * config.channels
 
 
 def preprocess_mask(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import ModelError
+from .boxes import around
 from dtwb.vision.metrics import (
     Figures,
     Measured,
@@ -27,7 +28,6 @@ from dtwb.vision.metrics import (
     mean_over_types,
     score_map,
 )
-from .boxes import around
 from .places import LEVELS, PixelTally, score_boxes
 
 # %% ../../nbs/vision/57_tally.ipynb #a69611c1

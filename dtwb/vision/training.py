@@ -30,8 +30,9 @@ import pandas as pd
 import torch
 
 from ..core.errors import ModelError
+from ..core.parallel import available_cores
 from ..core.settings import settings
-from .bundle import Meta, check_place, read_bundle
+from .bundle import PRECISIONS, Meta, check_place, read_bundle
 from .calibration import calibrate
 from .callbacks import NonFiniteLoss, RunFolder, watchers
 from .export import export_bundle, load_weights, unpack_weights
@@ -213,6 +214,9 @@ def create_trainer(
     "Lightning's trainer, quiet."
     for name in ("utilities.rank_zero", "accelerators.cuda", "callbacks.model_checkpoint"):
         logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.ERROR)
+    cores = available_cores()
+    if str(devices).lstrip("-").isdigit() and not torch.cuda.is_available() and not 1 <= int(devices) <= cores:
+        raise ModelError(f"{devices} devices", "devices", f"1 to {cores} processes on this machine's cores")
     precision: Any = fast_precision() if recipe.precision == "auto" else recipe.precision
     try:
         return lightning.Trainer(
@@ -326,6 +330,9 @@ def train(
     "Train on `train`, choose on `val`, measure on `test`, and write a bundle that passed its gate."
     started, out = time.monotonic(), Path(out)
     check_place(out)
+    if precision not in PRECISIONS:
+        how = f"weights are stored as {', '.join(PRECISIONS)}; lightning's precision is `arithmetic`"
+        raise ModelError(f"precision is {precision!r}", "train", how)
     find_leaks(images)
     run = out.with_name(f"{out.name}.run")
     more: dict[str, Any] = (
