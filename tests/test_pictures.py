@@ -90,7 +90,7 @@ def test_the_critical_path_is_what_has_no_slack(jobs, machines, seed):
     assert set(critical_path(problem, plan)) == wanted
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 @given(problem=problems())
 def test_everything_can_be_drawn(problem):
     plan = planned(problem)

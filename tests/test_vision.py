@@ -23,8 +23,9 @@ from pathlib import Path
 from dtwb.vision.synthetic import generate_images
 from dtwb.vision.training import train
 print("ready", flush=True)
-images = generate_images(80, size=(64, 64))
-train(images, Path(sys.argv[1]), size=(64, 64), epochs=500, epoch_size=64, batch_size=16, patience=500, progress=False)
+images = generate_images(160, seed=2, size=(64, 64))
+small = dict(model="resnet_small", start=None, size=(64, 64), epoch_size=64, batch_size=16)
+train(images, Path(sys.argv[1]), **small, epochs=500, patience=500, progress=False)
 """
 
 
