@@ -299,8 +299,8 @@ def run_large(side: int = 20_000, say: Callable[[str], Any] = print) -> list[dic
     return [measure("large", say, kind=kind, side=side, per_image=per_image) for kind, per_image in cases]
 
 
-def run_pits(n: int = 60, say: Callable[[str], Any] = print) -> list[dict]:
-    return [measure("pits", say, n=n, seed=seed) for seed in (0, 1)]
+def run_pits(n: int = 60, seeds: Iterable[int] = (0, 1), say: Callable[[str], Any] = print) -> list[dict]:
+    return [measure("pits", say, n=n, seed=seed) for seed in seeds]
 
 
 def run_overhead(side: int = 1000, repeats: int = 5, say: Callable[[str], Any] = print) -> list[dict]:
