@@ -264,7 +264,7 @@ def test_cpsat_equals_brute_force_over_times(problem):
     ):
         return
     try:
-        solution = solve(problem, time_limit=20)
+        solution = solve(problem, time_limit=6)
     except ScheduleError:
         return
     if solution.objective <= 9:
