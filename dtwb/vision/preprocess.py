@@ -211,6 +211,7 @@ def backbone_normalisation(
     channels: int = 3,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # as `normalisation`
     "What a pretrained backbone has learned with, as timm says."
+    from dtwb.vision import recorder  # noqa: F401, I001  # first: it mends torchvision's import
     from timm.models import get_pretrained_cfg
 
     config = get_pretrained_cfg(model)
