@@ -3635,6 +3635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dtwb.vision.inspector.Inspector.raw': ( 'vision/inspector.html#inspector.raw',
                                                                                 'dtwb/vision/inspector.py'),
                                        'dtwb.vision.inspector._at_map': ('vision/inspector.html#_at_map', 'dtwb/vision/inspector.py'),
+                                       'dtwb.vision.inspector._least': ('vision/inspector.html#_least', 'dtwb/vision/inspector.py'),
                                        'dtwb.vision.inspector._places': ('vision/inspector.html#_places', 'dtwb/vision/inspector.py'),
                                        'dtwb.vision.inspector.box_from_map': ( 'vision/inspector.html#box_from_map',
                                                                                'dtwb/vision/inspector.py'),

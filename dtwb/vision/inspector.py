@@ -90,13 +90,14 @@ def box_from_map(
     threshold: float,
 ) -> tuple[int, int, int, int]:  # x, y, width, height
     "The box around the heaviest part of a map."
-    above = map >= min(threshold, 0.5 * float(map.max()) if map.max() < threshold else threshold)
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8))
-    if n < 2:
-        return 0, 0, map.shape[1], map.shape[0]
-    weight = np.bincount(labels.reshape(-1), weights=map.reshape(-1), minlength=n)
-    x, y, w, h = (int(v) for v in stats[1 + int(weight[1:].argmax()), :4])
-    return x, y, w, h
+    x, y, width, height = boxes_from_map(map, _least(map, threshold))[0]
+    return x, y, width, height
+
+
+def _least(map: np.ndarray, threshold: float) -> float:
+    "The threshold, or half the map's peak where that stays below it: a part that is defective is so somewhere."
+    peak = float(map.max())
+    return threshold if peak >= threshold else 0.5 * peak
 
 
 def decide(
@@ -123,11 +124,10 @@ def detect(
     map = np.clip(map, 0, 1, out=map)
     boxes: tuple[Box, ...] = ()
     if kind:
-        peak = float(map.max())
-        least = meta.map_threshold if peak >= meta.map_threshold else 0.5 * peak
-        found = boxes_from_map(map, least, round(meta.min_area / scale))
+        least = _least(map, meta.map_threshold)
+        found = boxes_from_map(map, least, round(meta.min_area / scale)) or boxes_from_map(map, least)[:1]
         boxes = tuple(replace(box, defect_type=meta.classes[kind]) for box in found)
-    box = around(boxes) if boxes else (box_from_map(map, meta.map_threshold) if kind else None)
+    box = around(boxes) if boxes else None
     sure = float(1 - p[0] if kind else p[0])
     probabilities = dict(zip(meta.classes, p.tolist()))
     return Detection(meta.classes[kind], sure, box, map, 0.0, probabilities, threshold, image, boxes)
