@@ -7,7 +7,7 @@ __all__ = ['COLOUR_BY', 'STATUS', 'BARS', 'BESIDE', 'BANDS', 'TIPS', 'ZOOMS', 'G
            'foreseen_bars', 'beside_bars', 'happened_bars', 'cornered', 'critical_frames', 'gantt', 'left_margin',
            'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture']
 
-# %% ../../nbs/ui/40_schedule.ipynb #b9be21b1
+# %% ../../nbs/ui/40_schedule.ipynb #6b84ea82
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -26,7 +26,7 @@ from ..scheduling.problem import Solution, machine_of
 from .parts import BAR, timeline_svg
 from .shell import clock
 
-# %% ../../nbs/ui/40_schedule.ipynb #ef04e4ac
+# %% ../../nbs/ui/40_schedule.ipynb #ccf6e911
 COLOUR_BY = ("order", "job", "product", "operation", "status")
 STATUS = {"done": "#999999", "under way": "#009E73", "to come": "#56B4E9", "late": "#D55E00"}
 
@@ -60,7 +60,7 @@ def group_colors(
 def _as_counted(name: str) -> list[tuple[int, str]]:  # o2 before o10
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
-# %% ../../nbs/ui/40_schedule.ipynb #8538a507
+# %% ../../nbs/ui/40_schedule.ipynb #ccd35592
 BARS = [*BAR, "kind", "job", "operation", "group"]
 
 
@@ -95,7 +95,7 @@ def _changed(reference: Schedule | None, plan: Solution) -> dict[tuple[str, str]
     table: Any = changes(reference or Schedule(), plan)
     return dict(zip(zip(table.job, table.operation), table.change))
 
-# %% ../../nbs/ui/40_schedule.ipynb #6d36a5de
+# %% ../../nbs/ui/40_schedule.ipynb #a8ce1b0a
 def done_bars(
     operations: pd.DataFrame,  # from twin.kpis.executed
     groups: Groups,
@@ -138,7 +138,7 @@ def foreseen_bars(
             rows.append((r.machine, r.start, r.end, "upper", label, "planned", "plan", r.job, r.operation, group))
     return pd.DataFrame(rows, columns=[c for c in BARS if c != "color"])
 
-# %% ../../nbs/ui/40_schedule.ipynb #b8882afa
+# %% ../../nbs/ui/40_schedule.ipynb #ca9964ed
 BESIDE = {
     "set-up": STATUS_COLORS["SETUP"],
     "maintenance": STATUS_COLORS["MAINTENANCE"],
@@ -178,7 +178,7 @@ def happened_bars(
             rows.append((r.machine, r.start, end, "lower", BESIDE[kind], kind, "", kind, "", "", kind))
     return pd.DataFrame(rows, columns=BARS)
 
-# %% ../../nbs/ui/40_schedule.ipynb #947371e9
+# %% ../../nbs/ui/40_schedule.ipynb #739b18b0
 BANDS = {"all": (-0.4, 0.4), "upper": (0.05, 0.42), "lower": (-0.42, 0.01)}
 TIPS = [("", "@label"), ("machine", "@lane"), ("when", "@when"), ("", "@detail")]
 
@@ -213,7 +213,7 @@ def _hatched(plot: Any, element: Any) -> None:
     glyph = plot.handles["glyph"]
     glyph.hatch_pattern, glyph.hatch_color, glyph.hatch_alpha, glyph.hatch_scale = "/", "#000000", 0.5, 6
 
-# %% ../../nbs/ui/40_schedule.ipynb #216775d1
+# %% ../../nbs/ui/40_schedule.ipynb #ba502b0d
 def critical_frames(
     plan: Solution,
     bars: pd.DataFrame,  # of the plan, with corners
@@ -241,7 +241,7 @@ def _framed(frames: pd.DataFrame, links: pd.DataFrame) -> list[Any]:
         layers += [boxes, lines]
     return layers
 
-# %% ../../nbs/ui/40_schedule.ipynb #aa850326
+# %% ../../nbs/ui/40_schedule.ipynb #195f203d
 def gantt(
     bars: pd.DataFrame,  # of plan and reality, with their colours: columns BARS
     machines: Sequence[str],  # from top to bottom
@@ -277,7 +277,7 @@ def gantt(
         layers.append(hv.VLine(now).opts(color="#D55E00", line_dash="dashed", line_width=2))
     return _on_time_axis(layers, machines, notes or {})
 
-# %% ../../nbs/ui/40_schedule.ipynb #0dccff79
+# %% ../../nbs/ui/40_schedule.ipynb #1bc1e62c
 def left_margin(machines: Iterable[str]) -> int:  # px
     "As much as the longest name needs, so that charts below each other are flush."
     return 34 + round(6.3 * max([*(len(name) for name in machines), 8]))
@@ -313,12 +313,12 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
         hooks=[_time_axis, flush],
     )
 
-# %% ../../nbs/ui/40_schedule.ipynb #da456ad1
+# %% ../../nbs/ui/40_schedule.ipynb #1e817957
 def gantt_svg(bars: pd.DataFrame, beside: pd.DataFrame, machines: Sequence[str]) -> str:
     "The same bars as an SVG element."
     return timeline_svg(pd.concat([beside, bars], ignore_index=True).loc[:, BAR], machines)
 
-# %% ../../nbs/ui/40_schedule.ipynb #0b196f27
+# %% ../../nbs/ui/40_schedule.ipynb #85ad1804
 def names_in_view(
     bars: pd.DataFrame,  # with corners
     since: float,  # s
@@ -340,10 +340,11 @@ def _light(colour: str) -> bool:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue > 120
 
-# %% ../../nbs/ui/40_schedule.ipynb #169bd608
+# %% ../../nbs/ui/40_schedule.ipynb #8ccedc22
 def utilisation_row(
     plan: Solution | Schedule,
-    machines: Sequence[str],  # those of the Gantt chart, to be flush with it
+    machines: Sequence[str],  # those of the Gantt chart
+    names: Sequence[str] = (),  # as they stand beside it, to be flush with it
     bins: int = 96,
 ) -> Any:  # a HoloViews overlay
     "The states of all machines over time."
@@ -367,7 +368,7 @@ def utilisation_row(
         )
         tops = tops + over[state].to_numpy()
     table = pd.concat(boxes, ignore_index=True)
-    chart = _on_time_axis([_boxes(table.loc[table.y1 > table.y0, :], line_alpha=0.0)], machines, {})
+    chart = _on_time_axis([_boxes(table.loc[table.y1 > table.y0, :], line_alpha=0.0)], names or machines, {})
     ticks = [0, round(tops.max())]
     return chart.opts(
         height=110, min_height=110, ylim=(0, max(1.0, tops.max())), yticks=ticks, xlabel="", ylabel="machines"
@@ -379,7 +380,7 @@ def working_shares(plan: Solution | Schedule) -> dict[str, str]:  # machine -> e
     shares = utilisation(plan)["working"]
     return {str(machine): f"  {share:.0%}".replace("%", " %") for machine, share in shares.items()}
 
-# %% ../../nbs/ui/40_schedule.ipynb #8f7c6de5
+# %% ../../nbs/ui/40_schedule.ipynb #7a80796e
 ZOOMS = {"All": None, "Day": 86400.0, "Shift": 28800.0, "Hour": 3600.0, "10 min": 600.0}  # s
 
 
