@@ -1,117 +1,22 @@
 """The overview in a real browser: what it shows, what it survives, and that it asks nobody else for anything."""
 
-import contextlib
-import os
-import queue
 import subprocess
 import sys
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 import pytest
+from browser import PLANT, colors, make_run, served
 from conftest import ROOT
 
-from dtwb.core.factory import Factory
 from dtwb.store.database import Store
 from dtwb.store.runs import run_folder
 from dtwb.twin.kpis import kpis
 from dtwb.twin.simulation import Run, simulate
 
-pytestmark = pytest.mark.browser
-PLANT = Factory.load(ROOT / "data" / "factories" / "tile_plant.yaml")
-SERVE = "from dtwb.ui.serve import serve; serve('127.0.0.1', 0, started=lambda url: print('at', url, flush=True))"
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-
-
-@dataclass
-class Site:
-    url: str
-    data: Path
-    runs: dict[str, Run]  # id -> what was simulated, from the oldest to the newest
-
-
-def make_run(data: Path, store: Store, seed: int) -> tuple[str, Run]:
-    "A run as `dtwb run` leaves it: a plan, carried out by the stochastic twin, with pictures of what the camera saw."
-    plan = simulate(PLANT, rule="edd", disturbances=False).schedule
-    result = simulate(PLANT, schedule=plan, seed=seed)
-    with run_folder("loop", seed=seed, name=PLANT.name, store=store, root=data / "runs") as run:
-        PLANT.save(run.folder / "factory.yaml")
-        detections = []
-        for event in result.events:
-            run.writer(event)
-            if event.kind == "PartInspected":
-                picture = np.full((64, 128, 3), (0, 90, 220), np.uint8)
-                image = run.save_picture(f"detection_{len(detections)}", picture)
-                row = {"time": event.time, "job": event.subject, "machine": event.machine, "truth": event.truth}
-                found = {"defect_type": event.verdict, "confidence": event.confidence, "inference_ms": 9.0}
-                detections.append(row | found | {"image": str(image), "bbox": [1, 2, 3, 4]})
-        store.add_detections(run.id, detections)
-    return run.id, result
-
-
-@contextlib.contextmanager
-def served(data: Path):
-    "The real server in a process of its own; gives its address."
-    env = os.environ | {"DTWB_PATHS__DATA": str(data), "DTWB_PATHS__RUNS": str(data / "runs")}
-    command = [sys.executable, "-c", SERVE]
-    with open(data.parent / "server.log", "w") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(line) for line in server.stdout], daemon=True).start()
-    try:
-        while not (line := lines.get(timeout=120)).startswith("at "):
-            pass
-        yield line.split()[1]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    data = tmp_path_factory.mktemp("plant") / "data"
-    data.mkdir()
-    with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
-        runs = dict(make_run(data, store, seed) for seed in (1, 2))
-    with served(data) as url:
-        yield Site(url, data, runs)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser):
-    "Opens an address; at the end nobody else may have been asked for anything, and nothing may have gone wrong."
-    asked, wrong = set(), []
-    page = browser.new_page(viewport={"width": 1440, "height": 2600})
-    page.on("request", lambda request: asked.add(urlsplit(request.url)))
-    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(40_000)
-    own = set()
-
-    def visit(url: str):
-        own.add(urlsplit(url).netloc)
-        page.goto(url)
-        return page
-
-    yield visit
-    page.close()
-    assert {part.netloc for part in asked if part.scheme in ("http", "https", "ws", "wss")} <= own
-    assert wrong == []
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def tile(page, label: str) -> str:
@@ -128,13 +33,6 @@ def expected(run: Run) -> dict[str, str]:
         "Scrap": f"{figures.scrapped.item():.0f}",
         "Tardiness, total": f"{figures.tardiness.item() / 3600:.1f}",
     }
-
-
-def colors(png: bytes) -> set[str]:
-    "The colours of a picture that fill more than 200 of its pixels."
-    pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(png, np.uint8), 1), cv2.COLOR_BGR2RGB).reshape(-1, 3)
-    values, counts = np.unique(pixels, axis=0, return_counts=True)
-    return {"#{:02X}{:02X}{:02X}".format(*value) for value in values[counts > 200]}
 
 
 def test_the_latest_run_is_shown(site, visit):

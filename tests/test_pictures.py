@@ -31,8 +31,6 @@ from dtwb.scheduling.pictures import (
 from dtwb.scheduling.problem import Problem, ProblemJob, ProblemMachine, ProblemMode, ProblemOperation, Solution
 from dtwb.scheduling.solve import solve
 
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-
 
 def planned(problem: Problem) -> Solution:
     try:
@@ -233,10 +231,9 @@ def test_fronts_that_are_none():
 
 
 @pytest.mark.browser
-def test_in_a_browser(tmp_path, chromium):
+@pytest.mark.xdist_group("browser")
+def test_in_a_browser(tmp_path, browser):
     "Every picture in one file: drawn, asking nobody for anything, telling what the mouse is on."
-    from playwright.sync_api import sync_playwright
-
     problem = Problem.from_factory(Factory.load(ROOT / "data/factories/tile_plant.yaml"))
     plan = solve(problem, "weighted_tardiness", method="edd")
     moved = [r._replace(start=r.start + 600, end=r.end + 600, leave=None) for r in plan.schedule.rows]
@@ -251,33 +248,31 @@ def test_in_a_browser(tmp_path, chromium):
     ]
     path = save_html(pictures, tmp_path / "plan.html", "Plan <script>alert(1)</script>")
     asked, wrong = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        page = browser.new_page(viewport={"width": 1200, "height": 900}, offline=True)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append("dialog"), dialog.dismiss()))
-        page.goto(path.as_uri())
-        page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].roots().length == 5")
-        box = page.locator(".picture").first.bounding_box()
-        page.wait_for_timeout(1000)
-        texts = ""
-        for x in range(120, 420, 15):  # along the first machine's row
-            page.mouse.move(box["x"] + x, box["y"] + 60)
-            page.wait_for_timeout(30)
-            texts = page.evaluate(
-                "() => { const all = [], seek = n => { if (n.shadowRoot) seek(n.shadowRoot);"
-                " if (n.nodeType == 1 && n.className?.toString().includes('bk-tooltip')) all.push(n.textContent);"
-                " n.childNodes.forEach(seek) }; seek(document.body);"
-                " document.querySelectorAll('*').forEach(n => n.shadowRoot && all.push(n.shadowRoot.textContent));"
-                " return all.join(' ') }"
-            )
-            if "o1-" in texts and "press_1" in texts:
-                break
-        assert "o1-" in texts and "press_1" in texts
-        rows = page.locator("table tbody tr").count()
-        picture = page.screenshot()
-        browser.close()
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, offline=True)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: (wrong.append("dialog"), dialog.dismiss()))
+    page.goto(path.as_uri())
+    page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].roots().length == 5")
+    box = page.locator(".picture").first.bounding_box()
+    page.wait_for_timeout(1000)
+    texts = ""
+    for x in range(120, 420, 15):  # along the first machine's row
+        page.mouse.move(box["x"] + x, box["y"] + 60)
+        page.wait_for_timeout(30)
+        texts = page.evaluate(
+            "() => { const all = [], seek = n => { if (n.shadowRoot) seek(n.shadowRoot);"
+            " if (n.nodeType == 1 && n.className?.toString().includes('bk-tooltip')) all.push(n.textContent);"
+            " n.childNodes.forEach(seek) }; seek(document.body);"
+            " document.querySelectorAll('*').forEach(n => n.shadowRoot && all.push(n.shadowRoot.textContent));"
+            " return all.join(' ') }"
+        )
+        if "o1-" in texts and "press_1" in texts:
+            break
+    assert "o1-" in texts and "press_1" in texts
+    rows = page.locator("table tbody tr").count()
+    picture = page.screenshot()
+    page.close()
     assert rows == 3 and not wrong and len(picture) > 10_000
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked

@@ -1,18 +1,9 @@
 """The scene: in a real browser, where it asks nobody else for anything, and the film that it shows."""
 
-import contextlib
-import os
-import queue
-import subprocess
-import sys
-import threading
-from urllib.parse import urlsplit
-
-import cv2
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
+from browser import PLANT, QUIET, pixels, served, watched
 
 from dtwb.core import events as ev
 from dtwb.core.events import MachineStatus
@@ -22,11 +13,6 @@ from dtwb.twin.film import Film, moment
 from dtwb.twin.scene import Scene
 from dtwb.twin.simulation import simulate
 
-PLANT = Factory.load(ROOT / "data" / "factories" / "tile_plant.yaml")
-SERVE = (
-    "import sys; from pathlib import Path; from dtwb.ui.serve import serve; "
-    "serve('127.0.0.1', 0, started=lambda url: print('at', url, flush=True), folder=Path(sys.argv[1]))"
-)
 NOTEBOOK = """
 from dtwb.core.factory import Factory
 from dtwb.twin.scene import Scene
@@ -37,29 +23,6 @@ from dtwb.ui.shell import page
 run = simulate(Factory.load("data/factories/tile_plant.yaml"), rule="edd", seed=3)
 page("scene", lambda: ([], [scene_view(Scene(run).show(at=7200))])).servable();
 """
-GL = ["--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # without a graphics card
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-
-
-@contextlib.contextmanager
-def served(folder):
-    "The real server in a process of its own; gives its address."
-    command = [sys.executable, "-c", SERVE, str(folder)]
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=log, text=True)
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(line) for line in server.stdout], daemon=True).start()
-    try:
-        while not (line := lines.get(timeout=120)).startswith("at "):
-            pass
-        yield line.split()[1]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(png, np.uint8), 1)[..., ::-1].astype(int)
 
 
 def green(png: bytes) -> int:
@@ -69,13 +32,15 @@ def green(png: bytes) -> int:
 
 
 @pytest.mark.browser
-def test_it_is_drawn_moves_and_asks_nobody_else(tmp_path, chromium):
-    from playwright.sync_api import sync_playwright
-
+@pytest.mark.xdist_group("browser")
+def test_it_is_drawn_moves_and_asks_nobody_else(tmp_path, playwright, browser, chromium):
+    apps = tmp_path / "apps"
+    apps.mkdir()
     cell = nbformat.v4.new_code_cell(NOTEBOOK)
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "scene.ipynb")
-    with served(tmp_path) as url, sync_playwright() as playwright:
-        with opened(playwright, chromium, url, *GL) as page:
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), apps / "scene.ipynb")
+    with served(tmp_path / "data", apps) as url:
+        with watched(browser, 1100, 800) as visit:
+            page = visit(url)
             canvas = page.locator("canvas").first
             canvas.wait_for()
             page.get_by_text("running 6").wait_for()
@@ -88,27 +53,12 @@ def test_it_is_drawn_moves_and_asks_nobody_else(tmp_path, chromium):
             assert green(canvas.screenshot()) < green(at_work) / 20
             page.get_by_label("From above").click()
             page.locator("svg", has_text="press_1").wait_for()
-        with opened(playwright, chromium, url, "--disable-3d-apis", quiet=False) as page:
+        flat = playwright.chromium.launch(executable_path=chromium, args=[*QUIET, "--disable-3d-apis"])
+        with watched(flat, 1100, 800, quiet=False) as visit:
+            page = visit(url)
             page.locator("svg", has_text="press_1").wait_for()
             page.get_by_text("running 6").wait_for()
-
-
-@contextlib.contextmanager
-def opened(playwright, chromium, url, *arguments, quiet=True):
-    "A page at an address; nobody else may be asked for anything, and if `quiet`, nothing may be complained of."
-    asked, wrong = set(), []
-    browser = playwright.chromium.launch(executable_path=chromium, args=[*QUIET, *arguments])
-    page = browser.new_page(viewport={"width": 1100, "height": 800})
-    page.on("request", lambda request: asked.add(urlsplit(request.url)))
-    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(60_000)
-    page.goto(url)
-    yield page
-    browser.close()
-    assert {part.netloc for part in asked if part.scheme in ("http", "https", "ws", "wss")} == {urlsplit(url).netloc}
-    assert wrong == [] or not quiet
+        flat.close()
 
 
 @pytest.mark.parametrize("rule, seed", [("fifo", 5), ("setup", 6)])

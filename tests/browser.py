@@ -1,0 +1,155 @@
+"""Dashboards in a real browser: one server, one Chromium and one store of runs for all tests that want them."""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dtwb.core.factory import Factory
+from dtwb.store.database import Store
+from dtwb.store.runs import run_folder
+from dtwb.twin.simulation import Run, simulate
+
+PLANT = Factory.load(ROOT / "data" / "factories" / "tile_plant.yaml")
+SERVE = (
+    "import sys; from pathlib import Path; from dtwb.ui.serve import serve; "
+    "serve('127.0.0.1', 0, started=lambda url: print('at', url, flush=True), "
+    "folder=Path(sys.argv[1]) if sys.argv[1:] else None)"
+)
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+GL = ["--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # without a graphics card
+
+
+@dataclass
+class Site:
+    url: str  # of the overview
+    data: Path
+    runs: dict[str, Run]  # id -> what was simulated, from the oldest to the newest
+
+    @property
+    def root(self) -> str:
+        return self.url.rpartition("/")[0]
+
+    def app(self, name: str, query: str = "") -> str:
+        "The address of an app, e.g. app('twin', 'run=latest')."
+        return f"{self.root}/{name}" + (f"?{query}" if query else "")
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Store]:
+        with Store.open(f"sqlite:///{self.data}/dtwb.sqlite") as store:
+            yield store
+
+
+def make_run(data: Path, store: Store, seed: int) -> tuple[str, Run]:
+    "A run as `dtwb run` leaves it: a plan, carried out by the stochastic twin, with pictures of what the camera saw."
+    plan = simulate(PLANT, rule="edd", disturbances=False).schedule
+    result = simulate(PLANT, schedule=plan, seed=seed)
+    with run_folder("loop", seed=seed, name=PLANT.name, store=store, root=data / "runs") as run:
+        PLANT.save(run.folder / "factory.yaml")
+        detections = []
+        for event in result.events:
+            run.writer(event)
+            if event.kind == "PartInspected":
+                picture = np.full((64, 128, 3), (0, 90, 220), np.uint8)
+                image = run.save_picture(f"detection_{len(detections)}", picture)
+                row = {"time": event.time, "job": event.subject, "machine": event.machine, "truth": event.truth}
+                found = {"defect_type": event.verdict, "confidence": event.confidence, "inference_ms": 9.0}
+                detections.append(row | found | {"image": str(image), "bbox": [1, 2, 3, 4]})
+        store.add_detections(run.id, detections)
+    return run.id, result
+
+
+@contextlib.contextmanager
+def served(data: Path, apps: Path | None = None, **variables: str) -> Iterator[str]:
+    "The real server in a process of its own; gives the address of its first app."
+    env = os.environ | {"DTWB_PATHS__DATA": str(data), "DTWB_PATHS__RUNS": str(data / "runs")} | variables
+    command = [sys.executable, "-c", SERVE, *([str(apps)] if apps else [])]
+    with open(data.parent / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in server.stdout], daemon=True).start()
+    try:
+        while not (line := lines.get(timeout=120)).startswith("at "):
+            pass
+        yield line.split()[1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def pixels(png: bytes) -> np.ndarray:  # (H, W, 3) int, RGB
+    return cv2.imdecode(np.frombuffer(png, np.uint8), 1)[..., ::-1].astype(int)
+
+
+def colors(png: bytes) -> set[str]:
+    "The colours of a picture that fill more than 200 of its pixels."
+    values, counts = np.unique(pixels(png).reshape(-1, 3), axis=0, return_counts=True)
+    return {"#{:02X}{:02X}{:02X}".format(*value) for value in values[counts > 200]}
+
+
+@contextlib.contextmanager
+def watched(browser, width: int = 1440, height: int = 1200, quiet: bool = True, **context):
+    "A new page; at its end nobody else may have been asked for anything, and (if `quiet`) nothing may have gone wrong."
+    asked, wrong, own = set(), [], set()
+    room = browser.new_context(viewport={"width": width, "height": height}, **context)
+    page = room.new_page()
+    page.on("request", lambda request: asked.add(urlsplit(request.url)))
+    page.on("websocket", lambda socket: asked.add(urlsplit(socket.url)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_default_timeout(90_000)
+
+    def visit(url: str):
+        own.add(urlsplit(url).netloc)
+        page.goto(url)
+        return page
+
+    yield visit
+    room.close()
+    assert {part.netloc for part in asked if part.scheme in ("http", "https", "ws", "wss")} <= own
+    assert not wrong or not quiet, wrong
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "A server over a store with two runs of the tile plant."
+    data = tmp_path_factory.mktemp("plant") / "data"
+    data.mkdir()
+    with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
+        runs = dict(make_run(data, store, seed) for seed in (1, 2))
+    with served(data) as url:
+        yield Site(url, data, runs)
+
+
+@pytest.fixture(scope="session")
+def playwright(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def browser(playwright, chromium):
+    "A Chromium that draws in three dimensions."
+    browser = playwright.chromium.launch(executable_path=chromium, args=[*QUIET, *GL])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    "Opens an address: `page = visit(url)`."
+    with watched(browser, height=2600) as visit:
+        yield visit
