@@ -257,6 +257,10 @@ class Stage:
             clearOpacity=0,
         )
 
+    @property
+    def widgets(self) -> list[Any]:  # that change
+        return [self.clock, self.boxes, self.parts, self.frame, self.camera, self.controls]
+
 # %% ../../nbs/twin/52_stage.ipynb #9eeccfc4
 def load(
     stage: Stage,

@@ -62,20 +62,27 @@ _CLOCK_CSS = """
 [hidden] { display: none !important; }
 """
 
-# %% ../../nbs/ui/12_scene.ipynb #e69a3478
+# %% ../../nbs/ui/12_scene.ipynb #db329926
 _CLOCK_HTML = """
+const TEXT = "textarea, select, [contenteditable=true], [role=textbox], [role=combobox], input:not([type=range])"
 const icon = path => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`
 const PLAY = icon("M8 5v14l11-7z"), PAUSE = icon("M6 5h4v14H6zm8 0h4v14h-4z")
 const HTML = `<button class="main play" aria-label="Play" title="Play or pause (space)">${PLAY}</button>
-<button class="back" aria-label="Step back" title="Step back (left arrow)">${icon("M6 6h2v12H6zm12 12V6l-8.5 6z")}</button>
-<button class="on" aria-label="Step on" title="Step on (right arrow)">${icon("M16 6h2v12h-2zM6 18l8.5-6L6 6z")}</button>
+<button class="back" aria-label="Step back" title="Step back (left arrow)">${
+  icon("M6 6h2v12H6zm12 12V6l-8.5 6z")}</button>
+<button class="on" aria-label="Step on" title="Step on (right arrow)">${
+  icon("M16 6h2v12h-2zM6 18l8.5-6L6 6z")}</button>
 <input type="range" min="0" step="any" aria-label="Time of the run">
 <output><b></b> <span></span></output>
 <select aria-label="Speed" title="Speed">${[1, 10, 30, 60, 120, 300, 600, 1800, 3600].map(
   n => `<option value="${n}">${n} \\u00d7</option>`).join("")}</select>
 <button class="live" aria-pressed="false" title="Stay with the newest event">Live</button>
-<button class="home" aria-label="Whole plant" title="Look at the whole plant">${icon("M10 20v-6h4v6h5v-8h3L12 3 2 12h3v8z")}</button>`
-const clock = s => { s = Math.round(s); return `${Math.floor(s / 3600)}:${String(Math.floor(s / 60) % 60).padStart(2, "0")}:${String(s % 60).padStart(2, "0")}` }
+<button class="home" aria-label="Whole plant" title="Look at the whole plant">${
+  icon("M10 20v-6h4v6h5v-8h3L12 3 2 12h3v8z")}</button>
+<button class="save" aria-label="Save the picture" title="Save the picture (PNG)">${
+  icon("M19 9h-4V3H9v6H5l7 7 7-7zM5 18v2h14v-2H5z")}</button>`
+const two = n => String(Math.floor(n) % 60).padStart(2, "0")
+const clock = s => (s = Math.round(s), `${Math.floor(s / 3600)}:${two(s / 60)}:${two(s)}`)
 """
 
 # %% ../../nbs/ui/12_scene.ipynb #5d700e4c
@@ -96,7 +103,8 @@ class Stage {
   }
   get alive() { return this.host.isConnected && this.view.el.isConnected }
   fit() {
-    const width = Math.floor(this.host.clientWidth), height = Math.round(Math.min(this.tallest, Math.max(0.72 * width, 240)))
+    const width = Math.floor(this.host.clientWidth)
+    const height = Math.round(Math.min(this.tallest, Math.max(0.72 * width, 240)))
     if (!width || !this.view.renderer || (width === this.width && height === this.height)) return
     Object.assign(this, { width, height })
     this.host.style.height = height + "px"; this.host.style.minHeight = height + "px"
@@ -108,14 +116,21 @@ class Stage {
     for (const uniform of this.tall) uniform.value = this.view.renderer.domElement.height
     this.view.tick()
   }
-  look(eye, target) { this.camera.position.copy(eye); this.orbit.target.copy(target); this.orbit.update(); this.view.tick() }
-  home() { this.look(this.start.eye, this.start.target) }
+  home() {
+    this.camera.position.copy(this.start.eye); this.orbit.target.copy(this.start.target)
+    this.orbit.update(); this.view.tick()
+  }
+  save(name) {  // drawn and read in one go: the browser forgets a picture that is on the screen
+    this.view.renderScene()
+    const href = this.view.renderer.domElement.toDataURL()
+    Object.assign(document.createElement("a"), { href, download: name }).click()
+  }
   chase(track, t) {
     const row = track.find(r => r[0] <= t && t < r[2]); if (!row) return
     const share = Math.min(Math.max((t - row[0]) / Math.max(row[1] - row[0], 1e-6), 0), 1)
-    const away = [0, 1, 2].map(i => row[3 + i] + share * (row[6 + i] - row[3 + i]) - this.orbit.target.getComponent(i))
-    for (const v of [this.camera.position, this.orbit.target]) { v.x += .2 * away[0]; v.y += .2 * away[1]; v.z += .2 * away[2] }
-    return Math.hypot(...away) > 1e-3
+    const { camera, orbit } = this
+    const away = [0, 1, 2].map(i => row[3 + i] + share * (row[6 + i] - row[3 + i]) - orbit.target.getComponent(i))
+    for (const v of [camera.position, orbit.target]) { v.x += .2 * away[0]; v.y += .2 * away[1]; v.z += .2 * away[2] }
   }
   near() {  // closer to the ground than the first look
     const eye = this.start.eye.clone().sub(this.start.target).multiplyScalar(0.4).add(this.orbit.target)
@@ -142,7 +157,10 @@ export function render({ model, view }) {
     return stage
   }
   function tell() { clearTimeout(sender); sender = null; toldAt = performance.now(); told = t; model.time = t }
-  function tellSoon() { const wait = 120 - (performance.now() - toldAt); if (wait <= 0) tell(); else if (!sender) sender = setTimeout(tell, wait) }
+  function tellSoon() {
+    const wait = 120 - (performance.now() - toldAt)
+    if (wait <= 0) tell(); else sender ??= setTimeout(tell, wait)
+  }
   function show() {
     slider.max = Math.max(model.end, 1); slider.value = t
     slider.setAttribute("aria-valuetext", clock(t))
@@ -157,8 +175,13 @@ export function render({ model, view }) {
     frame = null
     const passed = before === null ? 0 : Math.min((now - before) / 1000, 0.5), was = t
     before = now
-    if (model.playing) { t = Math.min(t + passed * model.speed, model.end); if (t >= model.end && !model.live) { model.playing = false; tell() } }
-    else if (model.live) { t += (model.end - t) * Math.min(1, 2.5 * passed); if (model.end - t < 0.05) t = model.end }
+    if (model.playing) {
+      t = Math.min(t + passed * model.speed, model.end)
+      if (t >= model.end) { model.playing = false; tell() }
+    } else if (model.live) {
+      t += (model.end - t) * Math.min(1, passed)
+      if (model.end - t < 0.05) t = model.end
+    }
     if (model.track.length) seek()?.chase(model.track, t)
     show()
     if (t !== was && now - toldAt > 250) tell()
@@ -172,21 +195,24 @@ export function render({ model, view }) {
   }
   play.onclick = toggle
   part(".back").onclick = () => go(t - model.speed); part(".on").onclick = () => go(t + model.speed)
+  part(".save").onclick = () => seek()?.save(`twin ${clock(t).replaceAll(":", "-")}.png`)
   part(".home").onclick = () => { model.lost += 1; seek()?.home() }
   slider.oninput = () => go(+slider.value)
   speed.onchange = () => { model.speed = +speed.value }
   live.onclick = () => { model.playing = false; model.live = !model.live; show(); run() }
   const pace = () => {
-    if (![...speed.options].some(o => +o.value === model.speed)) speed.add(new Option(model.speed + " \\u00d7", model.speed))
+    const known = [...speed.options].some(o => +o.value === model.speed)
+    if (!known) speed.add(new Option(model.speed + " \\u00d7", model.speed))
     speed.value = model.speed
   }
   function key(e) {
     const at = e.composedPath()[0], own = root.contains(at)
-    if (e.ctrlKey || e.altKey || e.metaKey || !root.isConnected) return
-    if (at.isContentEditable || (at.matches?.("input, textarea, select, [role=combobox], [role=menuitem], [role=option]") && at !== slider)) return
-    if (e.key === " ") { if (at.matches?.("button, a, [role=button], summary") && !own) return; toggle() }
-    else if (e.key === "ArrowLeft") go(t - model.speed * (e.shiftKey ? 10 : 1))
-    else if (e.key === "ArrowRight") go(t + model.speed * (e.shiftKey ? 10 : 1))
+    if (e.ctrlKey || e.altKey || e.metaKey || !root.isConnected || at === speed) return
+    if (at.matches?.(TEXT) || (!own && at !== document.body && at.matches?.(":focus-visible"))) return
+    const step = model.speed * (e.shiftKey ? 10 : 1)
+    if (e.key === " ") { if (own && at.matches("button:not(.play)")) return; toggle() }
+    else if (e.key === "ArrowLeft") go(t - step)
+    else if (e.key === "ArrowRight") go(t + step)
     else return
     e.preventDefault(); e.stopPropagation()
   }
@@ -197,7 +223,10 @@ export function render({ model, view }) {
   model.on("track", () => { if (model.track.length && seek()) { seek().near() } run() })
   for (const name of ["playing", "live", "running"]) model.on(name, () => { show(); run() })
   const search = setInterval(() => { if (!stage || !stage.alive) { if (seek()) show() } }, 150)
-  model.on("remove", () => { document.removeEventListener("keydown", key, true); clearInterval(search); cancelAnimationFrame(frame); stage?.observer.disconnect() })
+  model.on("remove", () => {
+    document.removeEventListener("keydown", key, true)
+    clearInterval(search); clearTimeout(sender); cancelAnimationFrame(frame); stage?.observer.disconnect()
+  })
   pace(); show(); run()
   return root
 }
