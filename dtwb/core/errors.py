@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DtwbError', 'SettingsError', 'FactoryError', 'ImageError', 'ModelError', 'ScheduleError', 'SimulationError',
-           'StoreError', 'SweepError']
+           'StoreError', 'SweepError', 'AccessError']
 
 # %% ../../nbs/core/10_errors.ipynb #329d840c
 class DtwbError(Exception):
@@ -59,3 +59,7 @@ class StoreError(DtwbError):
 
 class SweepError(DtwbError):
     "A sweep's template, space or run is wrong."
+
+
+class AccessError(DtwbError):
+    "Somebody asked for what their role does not allow."

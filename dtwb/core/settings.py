@@ -78,6 +78,7 @@ class ServeSettings(_Section):
 
     address: str = "localhost"
     port: int = Field(default=5006, ge=0, le=65535)
+    role: Literal["viewer", "engineer", "admin"] = "engineer"  # of everybody, where nobody signs in
 
 # %% ../../nbs/core/00_settings.ipynb #32e29b96
 class _IniSource(PydanticBaseSettingsSource):
