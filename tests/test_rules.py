@@ -117,7 +117,7 @@ def test_a_plan_that_is_followed_stays_and_what_is_kept_stays(problem):
     same = follow(problem, plan)
     verify(problem, same)
     alone = all(machine.batch_capacity == 1 for machine in problem.machines)
-    if alone:
+    if alone and not problem.resources:  # a plan does not say who served: others may, and then something waits
         assert same.starts == plan.starts
     try:
         early = follow(problem, plan, on_time=False)
