@@ -79,6 +79,13 @@ class ServeSettings(_Section):
     address: str = "localhost"
     port: int = Field(default=5006, ge=0, le=65535)
     role: Literal["viewer", "engineer", "admin"] = "engineer"  # of everybody, where nobody signs in
+    prefix: str = ""  # of all addresses, as in https://host/prefix/overview
+    processes: int = Field(default=1, ge=0, le=64)  # 0: as many as there are cores
+    use_xheaders: bool = False  # believe X-Forwarded-For and -Proto: only behind a proxy that sets them
+    origins: str = ""  # hosts under which a browser sees the server, beside its own: a.example, b.example:8443
+    session_hours: float = Field(default=12, gt=0)  # until one has to sign in again
+    certificate: Path | None = None  # PEM; with it, and its key, HTTPS
+    key: Path | None = None
 
 # %% ../../nbs/core/00_settings.ipynb #32e29b96
 class _IniSource(PydanticBaseSettingsSource):
