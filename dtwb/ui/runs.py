@@ -22,10 +22,13 @@ from fastcore.basics import patch
 from ..core.errors import DtwbError, FactoryError, StoreError
 from ..core.events import Event
 from ..core.factory import Factory, load_factory
+from ..core.state import History, initial_state
+from ..core.trace import Trace
 from ..store.database import Store
 from ..store.runs import Run
 from ..twin.kpis import executed, status_intervals
 from . import parts
+from .journal import stream
 from dtwb.ui.shell import (
     ago,
     at_end,
@@ -82,8 +85,23 @@ class RunView:
         return load_factory(self.folder / "factory.yaml")
 
     @cached_property
+    def trace(self) -> Trace:
+        return Trace.of(self.events)
+
+    @cached_property
+    def history(self) -> History:  # the state at any time
+        try:
+            return History(self.trace, initial_state(self.factory))
+        except DtwbError:
+            return History(self.trace)
+
+    @cached_property
+    def stream(self) -> pd.DataFrame:  # the events as a table
+        return stream(self.events)
+
+    @cached_property
     def operations(self) -> pd.DataFrame:
-        return executed(self.events)
+        return executed(self.trace)
 
     @cached_property
     def plans(self) -> dict[str, pd.DataFrame]:
@@ -91,7 +109,7 @@ class RunView:
 
     @cached_property
     def intervals(self) -> pd.DataFrame:  # machine, status, start, end
-        return status_intervals(self.events)
+        return status_intervals(self.trace)
 
     @cached_property
     def machines(self) -> list[str]:  # in the factory's order, if that can be read
