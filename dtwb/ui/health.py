@@ -9,10 +9,12 @@ __all__ = ['FAILED', 'dashboard', 'failure', 'Health', 'health_route']
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 from panel.io.application import Application, build_single_handler_application
 from panel.io.document import _cleanup_doc
+from panel.io.resources import LOCAL_DIST, patch_model_css
 from panel.io.session import generate_session
 from panel.io.state import set_curdoc, state
 from tornado.web import RequestHandler
@@ -32,7 +34,10 @@ def dashboard(
     drawn = app.initialize_document
 
     def initialize_document(doc: Any) -> None:
+        doc.template_variables["dist_url"] = LOCAL_DIST
         drawn(doc)
+        for root in doc.roots:
+            patch_model_css(root, dist_url=LOCAL_DIST)
         if error := _error(app):
             _log.error("%s cannot be drawn: %s", path, error)
             with set_curdoc(doc):
@@ -66,6 +71,11 @@ def failure(
         return f"{type(e).__name__}: {e}"
     finally:
         if document is not None:
+            context: Any = document.session_context
+            ended, document.session_destroyed_callbacks = document.session_destroyed_callbacks, set()
+            for callback in ended:
+                with suppress(Exception):  # of an app, as Bokeh does when a visitor leaves
+                    callback(context)
             _cleanup_doc(document, destroy=True)
 
 # %% ../../nbs/ui/08_health.ipynb #5f05454c
