@@ -463,3 +463,23 @@ def test_littles_law_holds_in_every_run(release):
             level, inside[e.subject] = level - 1, e.time - inside[e.subject]
     times = [inside[job] if state.ended is not None else last - inside[job] for job, state in run.state().jobs.items()]
     assert area == pytest.approx(sum(times))
+
+
+def test_a_kanban_is_free_once_its_part_has_left():
+    "Not when a vehicle is called for it: one that is far away may let the next part come too early."
+    machines = [{"id": "a", "position": (0, 0), "kanban": 1}, {"id": "b", "position": (50, 0), "kanban": 2}]
+    route = [{"id": m, "modes": [{"machine": m, "duration": 1.0}]} for m in "ab"]
+    belt = {"origin": "entry", "destination": "a", "time": 2.0, "capacity": 2, "headway": 1.0}
+    transport = {"vehicles": {"size": 1, "speed": 1.0, "home": (200, 0)}, "conveyors": [belt]}
+    factory = Factory.model_validate(
+        {
+            "name": "called",
+            "machines": machines,
+            "transport": transport,
+            "products": [{"id": "p", "operations": route}],
+            "orders": [{"id": "j", "product": "p", "quantity": 6}],
+        }
+    )
+    run = simulate(factory, seed=0)
+    check_the_laws(factory, run)
+    assert run.how == "finished"

@@ -125,7 +125,8 @@ def _work(problem: Problem) -> dict[str, np.ndarray]:
     makes = _pairs([x.produces for x in steps], ("make_ptr", "make_material", "make_quantity"), (np.int32, np.float64))
     needs = [tuple((skills[name], units) for name, units in x.needs) if x.needs else () for x in steps]
     needs = _pairs(needs, ("need_ptr", "need_skill", "need_units"), (np.int32, np.int32))
-    serve = [[r for r, x in enumerate(problem.resources) if name == x.id or name in x.skills] for name in skills]
+    by_skills = sorted(enumerate(problem.resources), key=lambda r: len(r[1].skills))  # who can do little is asked first
+    serve = [[r for r, x in by_skills if name == x.id or name in x.skills] for name in skills]
     return {
         "job_first": first,
         "op_job": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),

@@ -500,6 +500,7 @@ def replan(
     callback: Callable[..., Any] | None = None,  # called with each better plan, as `solve` does
     stop: Callable[[], bool] | None = None,  # asked ten times a second; the best so far comes back
     at_once: Callable[[Solution], Any] | None = None,  # called with the right-shifted plan, as soon as it is there
+    keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay, besides what is frozen
 ) -> Solution:  # raises ScheduleError if there is no plan
     "A plan for `problem`, never worse than shifting `previous` to the right."
     began = time.perf_counter()
@@ -508,8 +509,8 @@ def replan(
     objective, known = str(Objective.of(objective)), len(previous) > 0
     cost: dict[str, Any] = {"reference": previous if known else None, "stability": stability if known else None}
     shifted = _shifted(problem, previous, objective, cost) if known and problem.operations else None
-    keep = frozen(problem, previous, shifted, freeze) if shifted is not None and freeze > 0 else {}
-    best = shifted if shifted is not None and not violations(problem, shifted) else None
+    keep = (frozen(problem, previous, shifted, freeze) if shifted is not None and freeze > 0 else {}) | (keep or {})
+    best = shifted if shifted is not None and keeps(shifted, keep) and not violations(problem, shifted) else None
     options = cost | {"keep": keep, "seed": seed, "workers": workers, "stop": stop}
     if best is not None and at_once:
         at_once(best)
@@ -520,7 +521,8 @@ def replan(
     if strategy == "right_shift" and shifted is not None:
         verify(problem, shifted)
     elif best is not None and (strategy == "repair" or len(problem.operations) > 2 * HANDFUL):
-        best = repair(problem, objective, best, time_limit=left() * (SHARE if strategy == "full" else 1.0), **options)
+        share = left() * (SHARE if strategy == "full" else 1.0)
+        best = repair(problem, objective, best, time_limit=share, callback=callback, **options)
     if best is None or (strategy == "full" and left() > 0.1 and not (stop and stop())):
         rest = max(0.1, left() - min(0.15, time_limit / 8))  # the answer is checked, too
         found = _solved(problem, objective, previous, best, rest, options | {"callback": callback})

@@ -118,6 +118,7 @@ class Part:
     choice: "Station | None" = None  # of a free part
     load: int = 0  # µs, what it counts before its choice
     counted: "Station | None" = None  # whose kanban it has
+    booked: "Station | None" = None  # whose kanban is kept for it while its vehicle comes
     chosen_by: "Station | None" = None  # that is being set up for it
     origin: str = "entry"
     left: float = 0.0  # s, when it set out

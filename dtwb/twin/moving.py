@@ -168,7 +168,8 @@ def _call_vehicle(plant: Plant, part: Part, m: Station, direct: bool) -> None:
     fleet = plant.factory.transport.vehicles
     assert fleet is not None
     leave_movers(plant, part)
-    count_kanban(plant, part, m)
+    if m.kanban is not None and part.counted is not m:
+        m.kanbans, part.booked = m.kanbans + 1, m
     keeps = m.places if m.places is not None and not direct and part.buffer is not m.places else None
     if keeps is not None:
         keeps.reserved += 1
@@ -198,6 +199,9 @@ def _depart(plant: Plant, vehicle: Vehicle, part: Part, m: Station, direct: bool
     if destination(plant, part) is not m:
         if part in m.coming:
             m.coming.remove(part)
+        if part.booked is m:
+            m.kanbans, part.booked = m.kanbans - 1, None
+            plant.calling |= m.bit
         _has_done(plant, vehicle)
         forget_choice(part)
         wait_to_move(plant, part)
@@ -498,5 +502,6 @@ def count_kanban(plant: Plant, part: Part, m: Station | None) -> None:
             part.counted.kanbans -= 1
             plant.calling |= part.counted.bit
         if m is not None:
-            m.kanbans += 1
+            m.kanbans += part.booked is not m
+            part.booked = None
         part.counted = m
