@@ -40,8 +40,9 @@ peers: ## what the benchmarks compare with, each in a venv of its own below .ven
 	@grep -v '^#' nbs/benchmarks/peers.txt | while read -r pins; do at=.venv-peers/$${pins%%==*}; \
 	  test -x $$at/bin/python || $(PYTHON) -m venv $$at && $$at/bin/pip install -q --disable-pip-version-check $$pins || exit 1; done
 
+# .jupyter has what keeps JupyterLab from asking other hosts; PANEL_INLINE does it for Panel and HoloViews
 lab: setup ## JupyterLab on the notebooks
-	@PANEL_INLINE=true $(BIN)/jupyter lab nbs
+	@PANEL_INLINE=true JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab $(ARGS)
 
 serve: setup ## the dashboards
 	@$(BIN)/dtwb serve

@@ -915,16 +915,44 @@ def say_fit(log: Path, found: Any, report: Any) -> None:
         typer.echo(note)
 
 # %% ../nbs/cli.ipynb #360346f3
-@app.command()
+@app.command(
+    epilog="dtwb serve --show · dtwb serve --address 0.0.0.0 --num-procs 0 · "
+    "dtwb serve --prefix plant --use-xheaders --origin plant.example"
+)
 def serve(
     address: Annotated[str | None, typer.Option(help="Where to listen. \\[default: the settings']")] = None,
     port: Annotated[int | None, typer.Option(help="\\[default: the settings']", min=0, max=65535)] = None,
     show: Annotated[bool, typer.Option("--show", help="Open a browser.")] = False,
+    num_procs: Annotated[
+        int | None, typer.Option(help="Processes that share the visitors; 0: as many as cores.", min=0, max=64)
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="Before all addresses: https://host/PREFIX/overview.")] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="A host[:port] under which browsers see the server. Repeat it.")
+    ] = None,
+    use_xheaders: Annotated[
+        bool | None, typer.Option("--use-xheaders", help="Behind a proxy that sets X-Forwarded-For and -Proto.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="HTTPS: a certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="HTTPS: the certificate's key (PEM).")] = None,
+    warm: Annotated[bool, typer.Option(help="Draw each dashboard once before anybody comes.")] = True,
 ):
-    "Serve the dashboards."
+    "Serve the dashboards. Where there are accounts (dtwb users), people sign in."
     from dtwb.ui.serve import serve
 
-    serve(address, port, show=show, started=lambda url: typer.echo(f"Serving {url} (Ctrl-C ends it)"))
+    serve(
+        address,
+        port,
+        show=show,
+        started=lambda url: typer.echo(f"Serving {url} (Ctrl-C ends it)"),
+        warm=warm,
+        processes=num_procs,
+        prefix=prefix,
+        origins=",".join(origin) if origin else None,
+        use_xheaders=use_xheaders,
+        certificate=certificate,
+        key=key,
+    )
 
 
 @app.command()

@@ -6,7 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# two workers on two cores: with a second thread each, torch's threads wait for each other, and spin meanwhile
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+from hypothesis import settings
+
+# the same examples each time, so that what passed here passes elsewhere; HYPOTHESIS_PROFILE=explore draws new ones
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest_plugins = ["browser"]
 ROOT = Path(__file__).parents[1]

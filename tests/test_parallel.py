@@ -140,7 +140,7 @@ def test_no_orphans(tmp_path, sent, executor):
     process = script(tmp_path, SLEEPER.format(folder=str(pids), executor=executor))
     found = wait_for(lambda: [int(p.name) for p in pids.iterdir()] if len(list(pids.iterdir())) == 2 else None)
     (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)  # the workers sleep for 60
     assert process.returncode == -sent
     wait_for(lambda: not any(map(alive, found)), 5)
     if sent == signal.SIGINT:

@@ -232,9 +232,17 @@ def test_search_finds_the_best_of_small_problems_and_stops_when_it_is_told_to(me
         end = np.cumsum([problem.jobs[j].operations[0].modes[0].duration for j in order])
         cost[order] = sum(problem.jobs[j].weight * max(0, e - problem.jobs[j].due) for j, e in zip(order, end))
     worst = dispatch(problem, "lpt", "weighted_tardiness")
-    asked = []
-    plan = method(problem, "weighted_tardiness", worst, time_limit=60, stop=lambda: asked.append(1) or len(asked) > 12)
-    assert (plan.objective, plan.how) == (min(cost.values()), "stopped")
+    best, told = min(cost.values()), []
+    found = lambda: bool(told) and told[-1] == best
+    plan = method(
+        problem,
+        "weighted_tardiness",
+        worst,
+        time_limit=60,
+        stop=found,
+        callback=lambda _, value, *rest: told.append(value),
+    )
+    assert (plan.objective, plan.how) == (best, "stopped")
 
 
 @pytest.mark.parametrize("method", [annealing, genetic])

@@ -99,15 +99,15 @@ def test_vehicles_and_nothing_at_all():
     assert Scene(factory).show().moment.parts.shape == (0, 3)
 
 
-def test_a_frame_is_a_few_messages():
+def test_a_frame_is_one_number():
     scene = Scene(simulate(PLANT, rule="edd", seed=3)).show(at=3600)
     sent: list[str] = []
     stage = scene.stage
-    attributes = [*stage.parts.values(), *stage.vehicles.values()]
-    for widget in [*stage.machines, *stage.bars, *attributes]:
+    for widget in stage.widgets:
         widget.observe(lambda change: sent.append(change.name))
     scene.show(at=3600)
     assert sent == []
     scene.show(at=3660)
-    assert 0 < len(sent) <= len(PLANT.machines) + len(PLANT.buffers) + 2
+    assert sent == ["near"]
+    scene.show(at=scene.film.end)
     assert sent.count("array") <= 2

@@ -240,6 +240,7 @@ class AlarmAcknowledged(Event, priority=63):
 
     alarm: str = ""
     by: str = ""
+    when: str = ""  # UTC, as the clock on the wall said (ISO 8601): `time` is the plant's
 
 # %% ../../nbs/core/20_events.ipynb #168c23e9
 @dataclass(frozen=True, slots=True)

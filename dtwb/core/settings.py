@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PathSettings', 'StoreSettings', 'LoggingSettings', 'ComputeSettings', 'InstanceSettings', 'LoopSettings',
-           'ServeSettings', 'Settings', 'find_root', 'locate', 'load_settings', 'settings']
+           'TargetSettings', 'ServeSettings', 'Settings', 'find_root', 'locate', 'load_settings', 'settings']
 
 # %% ../../nbs/core/00_settings.ipynb #761da787
 import configparser
@@ -73,12 +73,34 @@ class LoopSettings(_Section):
     reschedule_time_limit: float = Field(default=0.5, gt=0)  # s of solver time
 
 
+class TargetSettings(_Section):
+    "What the key figures are to reach; 0: no target."
+
+    oee: float = Field(default=0.85, ge=0, le=1)
+    availability: float = Field(default=0.9, ge=0, le=1)
+    effectiveness: float = Field(default=0.95, ge=0, le=1)
+    quality_rate: float = Field(default=0.99, ge=0, le=1)
+    on_time_delivery: float = Field(default=0.95, ge=0, le=1)
+    scrap_ratio: float = Field(default=0.02, ge=0, le=1)  # at most
+    throughput_rate: float = Field(default=0, ge=0)  # jobs/h; 0: what the factory's orders ask for
+    wip: float = Field(
+        default=0, ge=0
+    )  # jobs, at most, on average; 0: the limit of the factory's release, if it has one
+
+
 class ServeSettings(_Section):
     "Where dashboards are served."
 
     address: str = "localhost"
     port: int = Field(default=5006, ge=0, le=65535)
     role: Literal["viewer", "engineer", "admin"] = "engineer"  # of everybody, where nobody signs in
+    prefix: str = ""  # of all addresses, as in https://host/prefix/overview
+    processes: int = Field(default=1, ge=0, le=64)  # 0: as many as there are cores
+    use_xheaders: bool = False  # believe X-Forwarded-For and -Proto: only behind a proxy that sets them
+    origins: str = ""  # hosts under which a browser sees the server, beside its own: a.example, b.example:8443
+    session_hours: float = Field(default=12, gt=0)  # until one has to sign in again
+    certificate: Path | None = None  # PEM; with it, and its key, HTTPS
+    key: Path | None = None
 
 # %% ../../nbs/core/00_settings.ipynb #32e29b96
 class _IniSource(PydanticBaseSettingsSource):
@@ -114,6 +136,7 @@ class Settings(BaseSettings):
     compute: ComputeSettings = ComputeSettings()
     instance: InstanceSettings = InstanceSettings()
     loop: LoopSettings = LoopSettings()
+    targets: TargetSettings = TargetSettings()
     serve: ServeSettings = ServeSettings()
     root: Path = Path()
 

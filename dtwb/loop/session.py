@@ -50,6 +50,7 @@ class Recording:
         if kept < (good if kind == "good" else 10 * good):
             name = f"{kind}-{kept + 1:03d}"
             self.run.save_picture(name, draw(seen.image, detection))
+            self.run.save_picture(f"photo-{name}", seen.image)  # as the camera gave it, to be looked at again
             place = f"pictures/{name}.png"
         row = {
             "time": request.time,

@@ -380,12 +380,20 @@ def gantt(
     return framed(layers, rows, x, end, axis, width, title, hooks)
 
 # %% ../../nbs/scheduling/60_gantt.ipynb #3b1c0a51
-def use_bokeh() -> None:
-    "HoloViews draws by bokeh from here on."
+def use_bokeh(
+    scripts: bool = False,  # give the page its scripts, though it may have them: it may have been opened anew
+) -> None:
+    "HoloViews draws by bokeh from here on; where `PANEL_INLINE` is set, its scripts come from here."
     import holoviews as hv
+    import panel as pn
+    from IPython.core.getipython import get_ipython
 
-    if "bokeh" not in hv.Store.registry or hv.Store.current_backend != "bokeh":
-        hv.extension("bokeh", logo=False)  # pyright: ignore[reportCallIssue]
+    if scripts or "bokeh" not in hv.Store.registry or hv.Store.current_backend != "bokeh":
+        hv.extension("bokeh", logo=False, inline=pn.config.inline)  # pyright: ignore[reportCallIssue]
+    shell: Any = get_ipython()
+    if pn.config.inline and shell:  # HoloViews itself would leave the style sheets to a CDN, Panel does not
+        formatter = shell.display_formatter.mimebundle_formatter
+        formatter.for_type(hv.core.Dimensioned, lambda plot, **_: pn.pane.HoloViews(plot)._repr_mimebundle_())
 
 
 def time_axis(

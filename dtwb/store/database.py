@@ -31,7 +31,7 @@ from sqlalchemy.event import listen
 
 import dtwb
 from ..core.errors import DtwbError, StoreError
-from ..core.events import Event, from_dict
+from ..core.events import AlarmAcknowledged, AlarmRaised, Event, from_dict
 from ..core.settings import settings
 
 # %% ../../nbs/store/00_database.ipynb #6376e2c1
@@ -343,22 +343,25 @@ def append(
         run = connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == run_id).with_for_update())
         if run is None:
             raise _no_run(run_id)
-        first = _next_number(connection, run_id)
-        if not events:
-            return first
-        rows = [
-            {
-                "run_id": run_id,
-                "number": number,
-                "time": float(event.time),
-                "kind": event.kind,
-                "subject": event.subject,
-                "payload": {name: getattr(event, name) for name in _payload_of(type(event))},
-            }
-            for number, event in enumerate(events, first)
-        ]
+        return _insert(connection, run_id, events)
+
+
+def _insert(connection: sa.Connection, run_id: str, events: list[Event]) -> int:  # the number of the next
+    first = _next_number(connection, run_id)
+    rows = [
+        {
+            "run_id": run_id,
+            "number": number,
+            "time": float(event.time),
+            "kind": event.kind,
+            "subject": event.subject,
+            "payload": {name: getattr(event, name) for name in _payload_of(type(event))},
+        }
+        for number, event in enumerate(events, first)
+    ]
+    if rows:
         connection.execute(_events.insert(), rows)
-        return first + len(rows)
+    return first + len(rows)
 
 
 def _next_number(connection: sa.Connection, run_id: str) -> int:
@@ -404,6 +407,32 @@ def events(
             since = number + 1
         if len(rows) < _PAGE:
             return
+
+# %% ../../nbs/store/00_database.ipynb #13c9dc3d
+def acknowledge(
+    self: "Store",
+    run_id: str,
+    alarm: str,  # its id
+    by: str,  # who
+) -> AlarmAcknowledged:  # what was written; StoreError where there is nothing to acknowledge
+    "Write that somebody has seen an alarm."
+    where = f"run {run_id}, alarm {alarm}"
+    if not by.strip():
+        raise StoreError("somebody has to do it", where, "say who")
+    about = _events.c.run_id == run_id, _events.c.kind.in_([AlarmRaised.__name__, AlarmAcknowledged.__name__])
+    with self._connection(write=True) as connection:
+        if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == run_id).with_for_update()) is None:
+            raise _no_run(run_id)
+        rows = [row for row in connection.execute(sa.select(_events).where(*about)) if row.payload["alarm"] == alarm]
+        if not rows:
+            raise StoreError("there is no such alarm", where)
+        if seen := [row.payload["by"] for row in rows if row.kind == AlarmAcknowledged.__name__]:
+            raise StoreError(f"{seen[0]} has acknowledged it already", where)
+        now = connection.scalar(sa.select(sa.func.max(_events.c.time)).where(_events.c.run_id == run_id))
+        clock = datetime.now(UTC).isoformat(timespec="seconds")
+        event = AlarmAcknowledged(float(now or 0.0), rows[0].subject, alarm, by.strip(), clock)
+        _insert(connection, run_id, [event])
+        return event
 
 # %% ../../nbs/store/00_database.ipynb #c86300cc
 def add_detections(
@@ -600,7 +629,7 @@ class Store:
     "The database of runs. Open it with `Store.open`."
 
     start_run, finish_run, run, runs, latest_run = start_run, finish_run, run, runs, latest_run
-    append, event_count, events = append, event_count, events
+    append, event_count, events, acknowledge = append, event_count, events, acknowledge
     add_detections, add_schedule, add_kpis = add_detections, add_schedule, add_kpis
     detections, schedules, kpis = detections, schedules, kpis
     _mark_dead_runs = _mark_dead_runs

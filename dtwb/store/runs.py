@@ -265,7 +265,7 @@ def run_folder(
         leave = lambda: None
         try:
             _make_folder(run)
-            with StoreWriter(opened, run_id) as run.writer:
+            with _logged(run), StoreWriter(opened, run_id) as run.writer:
                 leave = bus.subscribe(run.writer) if bus else leave
                 yield run
         except (KeyboardInterrupt, Stopped):
@@ -314,3 +314,50 @@ def _end(store: Store, run: Run, how: str, error: str | None):
         _log.error("the end of run %s could not be written: %s", run.id, failure)
     if failures and how == "finished":
         raise failures[0]
+
+# %% ../../nbs/store/20_runs.ipynb #a85b0fe5
+class _LogFile(logging.FileHandler):
+    "A run's log.txt."
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8")
+        self.formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.formatter.converter = time.gmtime
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        "A run is worth more than its log."
+
+
+def _say(file: logging.Handler, level: int, message: str, error: BaseException | None = None) -> None:
+    "Write a line, whatever the level in force."
+    how = (type(error), error, error.__traceback__) if error else None
+    file.handle(logging.LogRecord(__name__, level, "", 0, message, (), how))
+
+
+@contextmanager
+def _logged(run: Run) -> Iterator[None]:
+    "Keep what is logged in the run's folder."
+    file: Any = logging.NullHandler()
+    with suppress(OSError):
+        file = _LogFile(run.folder / "log.txt")
+    loggers = [logging.getLogger(name) for name in ("dtwb", "py.warnings")]
+    for logger in loggers:
+        logger.addHandler(file)
+    record = run.record
+    _say(
+        file, logging.INFO, f"{record['what']} {record['name']} started, seed {record['seed']}, {record['parameters']}"
+    )
+    try:
+        yield
+        _say(file, logging.INFO, "finished")
+    except (KeyboardInterrupt, Stopped):
+        _say(file, logging.WARNING, "cancelled")
+        raise
+    except BaseException as e:
+        _say(file, logging.ERROR, f"failed: {e}", e)
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(file)
+        with suppress(OSError):
+            file.close()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'Job']
 
-# %% ../../nbs/ui/07_jobs.ipynb #e01853ac
+# %% ../../nbs/ui/07_jobs.ipynb #006835b6
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import panel_material_ui as pmui
 
 from .shell import at_end, clock, log_error, toast
 
-# %% ../../nbs/ui/07_jobs.ipynb #ed3a8c70
+# %% ../../nbs/ui/07_jobs.ipynb #24288db4
 class Report:
     "How the work of a job says how far it is."
 
@@ -44,7 +44,7 @@ class Report:
         spent = time.monotonic() - self.began
         return spent / self.fraction - spent
 
-# %% ../../nbs/ui/07_jobs.ipynb #9bc67873
+# %% ../../nbs/ui/07_jobs.ipynb #d72ffe70
 _SHOWN_AFTER, _TICK = 0.3, 200  # s, ms
 
 
@@ -60,7 +60,7 @@ class Job(pn.viewable.Viewer):
         self._ticking: Any = None
         size: dict[str, Any] = {"width": width} if width else {"sizing_mode": "stretch_width"}
         self.bar = pmui.LinearProgress(value=0, margin=(10, 10), **size)
-        self.text = pn.pane.HTML("", margin=(2, 10))
+        self.text = pn.pane.HTML("", margin=(2, 10), align="center")
         self.cancel = pmui.Button(label="Cancel", size="small", variant="outlined", margin=(2, 10))
         self.cancel.on_click(lambda _: self.stop())
         row = pn.Row(self.text, self.cancel, styles={"align-items": "center", "flex-wrap": "wrap"})

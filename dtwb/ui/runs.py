@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATEST', 'RunView', 'read_run', 'view_of', 'about_html', 'badge', 'newest', 'run_options', 'RunApp']
 
-# %% ../../nbs/ui/06_runs.ipynb #31e7b659
+# %% ../../nbs/ui/06_runs.ipynb #9a2a81ee
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +22,13 @@ from fastcore.basics import patch
 from ..core.errors import DtwbError, FactoryError, StoreError
 from ..core.events import Event
 from ..core.factory import Factory, load_factory
+from ..core.state import History, initial_state
+from ..core.trace import Trace
 from ..store.database import Store
 from ..store.runs import Run
 from ..twin.kpis import executed, status_intervals
 from . import parts
+from .journal import stream
 from dtwb.ui.shell import (
     ago,
     at_end,
@@ -39,6 +42,7 @@ from dtwb.ui.shell import (
     page,
     skeleton,
     sync,
+    wrapping,
 )
 
 # %% ../../nbs/ui/06_runs.ipynb #8e5af9e5
@@ -81,8 +85,23 @@ class RunView:
         return load_factory(self.folder / "factory.yaml")
 
     @cached_property
+    def trace(self) -> Trace:
+        return Trace.of(self.events)
+
+    @cached_property
+    def history(self) -> History:  # the state at any time
+        try:
+            return History(self.trace, initial_state(self.factory))
+        except DtwbError:
+            return History(self.trace)
+
+    @cached_property
+    def stream(self) -> pd.DataFrame:  # the events as a table
+        return stream(self.events)
+
+    @cached_property
     def operations(self) -> pd.DataFrame:
-        return executed(self.events)
+        return executed(self.trace)
 
     @cached_property
     def plans(self) -> dict[str, pd.DataFrame]:
@@ -90,7 +109,7 @@ class RunView:
 
     @cached_property
     def intervals(self) -> pd.DataFrame:  # machine, status, start, end
-        return status_intervals(self.events)
+        return status_intervals(self.trace)
 
     @cached_property
     def machines(self) -> list[str]:  # in the factory's order, if that can be read
@@ -131,7 +150,7 @@ def view_of(
         return read_run(store, run, before)
     return _ended_run(store.url.render_as_string(hide_password=False), run, status, store.event_count(run))
 
-# %% ../../nbs/ui/06_runs.ipynb #e0da913a
+# %% ../../nbs/ui/06_runs.ipynb #30e78e6f
 def about_html(view: RunView) -> str:  # raises FactoryError where the run's factory cannot be read
     "What was run, in one line."
     record = view.record
@@ -142,7 +161,7 @@ def about_html(view: RunView) -> str:  # raises FactoryError where the run's fac
 
 
 def _about(view: RunView) -> pn.pane.HTML:
-    return pn.pane.HTML(about_html(view), margin=(16, 12, 6, 12))
+    return pn.pane.HTML(about_html(view), margin=(6, 12))
 
 
 def badge(view: RunView) -> str:
@@ -153,7 +172,7 @@ def badge(view: RunView) -> str:
         return badge_html(mode, f"running, at {clock(view.time)}, started {ago(started)}", running=True)
     return badge_html(mode, f"{status} {ago(ended)}" if ended else f"{status}, started {ago(started)}")
 
-# %% ../../nbs/ui/06_runs.ipynb #3b5a7834
+# %% ../../nbs/ui/06_runs.ipynb #ed4ed839
 LATEST = "latest"
 _REFRESH = 3000  # ms
 
@@ -168,7 +187,7 @@ def run_options(runs: pd.DataFrame, latest: str) -> dict[str, str]:  # label -> 
     labels = {f"{run}  {r['name']} ({r['what']}, {r['status']})": str(run) for run, r in runs.iterrows()}
     return {f"latest: {latest}": LATEST} | labels
 
-# %% ../../nbs/ui/06_runs.ipynb #b1fafa8e
+# %% ../../nbs/ui/06_runs.ipynb #061deb7c
 class RunApp(param.Parameterized):
     "One visitor's view of one run of one store; children override `show`."
 
@@ -188,8 +207,7 @@ class RunApp(param.Parameterized):
         self.about = pn.Column()  # what is said of the run beside the picker
         self.content = pn.Column(sizing_mode="stretch_width")  # what the child draws
         self.main = pn.Column(sizing_mode="stretch_width")  # the content, or why there is none
-        first = pn.Row(self.picker, self.about, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
-        self.page = pn.Column(first, self.main, sizing_mode="stretch_width")
+        self.page = pn.Column(wrapping(self.picker, self.about), self.main, sizing_mode="stretch_width")
         self._started = False
         self._failed: Any = None  # key of the view that could not be shown
         self._said: Any = None  # the error that is on the page
@@ -223,7 +241,7 @@ class RunApp(param.Parameterized):
     _offer: Callable[..., None]
     _fail: Callable[..., None]
 
-# %% ../../nbs/ui/06_runs.ipynb #018e24e5
+# %% ../../nbs/ui/06_runs.ipynb #a444805d
 @patch
 def start(self: RunApp) -> None:
     "Show the run: at once, or, in a browser, as soon as the page with its skeletons is there."

@@ -232,7 +232,7 @@ def _session() -> Any | None:  # of the visitor whose callback this is; None: in
 def signed_in() -> str | None:  # None: nobody is
     "The name of the visitor."
     session = _session()
-    return name_in(session.request.cookies) if session and session.request else None
+    return name_in(session.request.cookies or {}) if session and session.request else None
 
 
 def user() -> str:

@@ -1,0 +1,101 @@
+"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, and nobody else is asked for anything.
+
+One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened; that all of them run is checked by `test_gates.py`.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+
+import pytest
+from browser import pixels, watched
+from conftest import ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+TUTORIALS = [f"nbs/tutorials/{path.name}" for path in sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))]
+OPEN = """async path => {
+  while (!window.jupyterapp) await new Promise(done => setTimeout(done, 50))
+  await window.jupyterapp.restored
+  window.panel = await window.jupyterapp.commands.execute('docmanager:open', { path })
+  await panel.context.ready
+  await panel.sessionContext.ready
+  await panel.sessionContext.session.kernel.info
+  return panel.content.widgets.length
+}"""
+RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+RAN = """() => panel.content.widgets.filter(cell => cell.model.type == 'code').map(cell => ({
+  count: cell.model.executionCount, errors: cell.model.outputs.toJSON().filter(o => o.output_type == 'error').map(o => o.evalue)
+}))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "`make lab`, with no settings of whoever runs the tests and nothing saved by itself; gives its address."
+    make = shutil.which("make") or pytest.skip("no make here")
+    home = tmp_path_factory.mktemp("jupyter")
+    (home / "labconfig").mkdir()
+    quiet = {"@jupyterlab/docmanager-extension:plugin": {"autosave": False}}
+    (home / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(quiet))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
+    told = subprocess.run([make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = told.stdout.splitlines()[-1].replace("PANEL_INLINE", "exec env PANEL_INLINE")
+    places = {"CONFIG_DIR": home, "DATA_DIR": home / "data", "RUNTIME_DIR": home / "runtime"}
+    env = os.environ | {f"JUPYTER_{name}": str(place) for name, place in places.items()}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {"IPYTHONDIR": str(home)}
+    with open(home / "lab.log", "w") as log:
+        server = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=env, stdout=log, stderr=log)
+    url = f"http://localhost:{port}"
+    try:
+        while True:
+            assert server.poll() is None, (home / "lab.log").read_text()
+            try:
+                urllib.request.urlopen(f"{url}/api/status", timeout=60).read()
+                break
+            except urllib.error.URLError:
+                pass
+        yield url
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def page(lab, browser):
+    "JupyterLab's page; at the end nobody else may have been asked for anything, and nothing may have gone wrong."
+    with watched(browser) as visit:
+        yield visit(lab)
+
+
+def run(page, path: str) -> None:
+    "Open a notebook and run all its cells, none of which may fail."
+    assert page.evaluate(OPEN, path) > 0
+    page.evaluate(RUN)
+    check(page)
+
+
+def check(page) -> None:
+    cells = page.evaluate(RAN)
+    assert [cell for cell in cells if cell["errors"]] == []
+    assert all(cell["count"] for cell in cells)
+
+
+def test_it_opens_on_the_index(lab, page):
+    page.get_by_role("heading", name="dtwb", exact=False).first.wait_for()
+
+
+@pytest.mark.parametrize("path", TUTORIALS)
+def test_tutorials_open(page, path):
+    assert page.evaluate(OPEN, path) > 10
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) h1").first.wait_for()
+
+
+def test_a_tutorial_runs(page):
+    run(page, "nbs/tutorials/04_what_if.ipynb")
