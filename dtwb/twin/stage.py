@@ -107,7 +107,7 @@ def _camera(floor: Layout, aspect: float) -> tuple[Any, Any]:  # and its control
     three = _three()
     wide, deep = (floor.points.max(0) - floor.points.min(0)).tolist()
     span = max(1.25 * (wide + 2 * floor.size) / aspect, 1.3 * deep, 6 * floor.size)
-    at = [0.0, -0.75 * span, 0.8 * span]
+    at = [0.0, -0.62 * span, 0.86 * span]
     camera = three.PerspectiveCamera(
         position=at, up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * span
     )

@@ -22,7 +22,7 @@ from ..store.database import Store
 from ..twin.scene import Scene
 from .machine import Story, machine_frame, machine_html, plant_html
 from .runs import RunApp, RunView
-from .scene import SceneView
+from .scene import SceneView, use_widgets
 from .shell import exports, log_error, section
 
 # %% ../../nbs/ui/30_twin.ipynb #460a6bbe
@@ -160,7 +160,7 @@ class Twin(RunApp):
         "machine": "machine",
         "part": "part",
     }
-    extensions: ClassVar[tuple[str, ...]] = ("ipywidgets",)
+    extensions: ClassVar[tuple[str, ...]] = ()
     # methods that come below, each beside its prose
     _draw: Any
     _connect: Any
@@ -173,6 +173,7 @@ class Twin(RunApp):
 
     def __init__(self, store: Store, **params: Any):
         super().__init__(store, **params)
+        use_widgets()
         self.story: Any = None
         self.scene: Any = None  # SceneView
         self.list = MachineList(sizing_mode="stretch_width", margin=(4, 10))
@@ -215,7 +216,7 @@ def _draw(self: Twin, view: RunView) -> None:
     asked = self.time if first else None  # the time in the address is of the run in the address
     live = view.running and asked is None
     at = story.end if live else 0.2 * story.end if asked is None else min(max(asked, 0.0), story.end)
-    scene = Scene(story.factory, story.trace, width=900, height=460).show(at)
+    scene = Scene(story.factory, story.trace, width=900, height=420).show(at)
     self.scene = SceneView(scene, self.speed)
     self.scene.clock.running, self.scene.clock.live = view.running, live
     levels = {buffer.id: buffer.capacity for buffer in story.factory.buffers}
