@@ -45,11 +45,15 @@ def lab(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
-    told = subprocess.run([make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     command = told.stdout.splitlines()[-1].replace("PANEL_INLINE", "exec env PANEL_INLINE")
     places = {"CONFIG_DIR": home, "DATA_DIR": home / "data", "RUNTIME_DIR": home / "runtime"}
     env = os.environ | {f"JUPYTER_{name}": str(place) for name, place in places.items()}
-    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {"IPYTHONDIR": str(home)}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {
+        "IPYTHONDIR": str(home)
+    }
     with open(home / "lab.log", "w") as log:
         server = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=env, stdout=log, stderr=log)
     url = f"http://localhost:{port}"
