@@ -157,13 +157,7 @@ def at_end(callback: Callable[[], Any]) -> None:
 def every(callback: Callable[[], Any], period: int) -> None:  # ms
     "Call `callback` again and again, from when the page is there until the visitor leaves."
     if _served():
-<<<<<<< HEAD
         pn.state.onload(lambda: pn.state.add_periodic_callback(_caught(callback), period))
-=======
-        # not before the page is there: what changes while a slow browser connects would never reach it
-        caught = _caught(callback)
-        pn.state.add_periodic_callback(lambda: caught() if pn.state.loaded else None, period)
->>>>>>> refs/heads/attention
 
 
 def _caught(callback: Callable[[], Any]) -> Callable[[], None]:
