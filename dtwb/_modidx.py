@@ -3373,6 +3373,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dtwb.ui.machine._figure': ('ui/machine.html#_figure', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine._jobs': ('ui/machine.html#_jobs', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine._percent': ('ui/machine.html#_percent', 'dtwb/ui/machine.py'),
+                                 'dtwb.ui.machine._range': ('ui/machine.html#_range', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine._sensors': ('ui/machine.html#_sensors', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine._shares_bar': ('ui/machine.html#_shares_bar', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine._telemetry': ('ui/machine.html#_telemetry', 'dtwb/ui/machine.py'),
