@@ -113,4 +113,6 @@ def test_from_one_dashboard_to_another(site, browser):
         page.get_by_label("Open drawer").click()
         page.get_by_role("navigation", name="Dashboards, menu").get_by_role("link", name="Overview").wait_for()
         page.keyboard.press("Escape")
-        assert page.evaluate("() => document.querySelector('.main-content, main').scrollWidth") <= 400
+        page = visit(site.app("probe"))
+        page.wait_for_selector("canvas")
+        assert page.locator(".main-content").evaluate("main => main.scrollWidth") <= 400
