@@ -1,11 +1,11 @@
-"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, and nobody else is asked for anything.
+"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, offline.
 
-One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened; that all of them run is checked by `test_gates.py`.
+One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened;
+that all of them run is checked by `test_gates.py`.
 """
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -29,7 +29,8 @@ OPEN = """async path => {
 }"""
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 RAN = """() => panel.content.widgets.filter(cell => cell.model.type == 'code').map(cell => ({
-  count: cell.model.executionCount, errors: cell.model.outputs.toJSON().filter(o => o.output_type == 'error').map(o => o.evalue)
+  count: cell.model.executionCount,
+  errors: cell.model.outputs.toJSON().filter(output => output.output_type == 'error').map(output => output.evalue)
 }))"""
 
 

@@ -229,7 +229,7 @@ class RunApp(param.Parameterized):
             at_end(store.close)
             one = cls(store)
             sync(one, cls.links)
-            every(one.refresh, _REFRESH)
+            every(lambda: one._started and one.refresh(), _REFRESH)  # what comes before the page is there is lost
             return [one.badge], [one.page]
 
         return page(title, build, app)
