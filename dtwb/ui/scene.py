@@ -49,9 +49,9 @@ class WebGL(pn.custom.JSComponent):
     }
     """
 
-# %% ../../nbs/ui/12_scene.ipynb #f7bfaf32
+# %% ../../nbs/ui/12_scene.ipynb #ec5c9007
 _CLOCK_CSS = """
-:host { width: 100%; }
+:host { min-width: 0; }
 .dtwb-clock { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; font: 14px Roboto, sans-serif;
   color: var(--mui-palette-text-primary, inherit); }
 .dtwb-clock button, .dtwb-clock select { font: inherit; color: inherit; background: transparent; min-width: 36px;
@@ -66,6 +66,7 @@ _CLOCK_CSS = """
   accent-color: var(--mui-palette-primary-main, #0B4F71); }
 .dtwb-clock output { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .dtwb-clock output b { font-weight: 600; }
+@media (max-width: 600px) { .dtwb-clock input[type=range] { order: 9; flex-basis: 100%; } }
 [hidden] { display: none !important; }
 """
 
@@ -111,7 +112,7 @@ class Stage {
   get alive() { return this.host.isConnected && this.view.el.isConnected }
   fit() {
     const width = Math.floor(this.host.clientWidth)
-    const height = Math.round(Math.min(this.tallest, Math.max(0.72 * width, 240)))
+    const height = Math.round(Math.min(this.tallest, Math.max(width / this.aspect, 220)))
     if (!width || !this.view.renderer || (width === this.width && height === this.height)) return
     Object.assign(this, { width, height })
     this.host.style.height = height + "px"; this.host.style.minHeight = height + "px"
@@ -273,7 +274,7 @@ class SceneView(pn.viewable.Viewer):
     def __init__(self, scene: Scene, speed: float = 60.0, **params: Any):
         super().__init__(**params)
         self.scene, self._pose = scene, None
-        self.clock = Clock(time=scene.moment.time, end=scene.film.end, speed=speed, sizing_mode="stretch_width")
+        self.clock = Clock(time=scene.moment.time, end=scene.film.end, speed=speed, styles={"flex": "1 1 340px"})
         self.clock.tallest = scene.height
         self.above = pmui.Switch(label="From above", value=False, margin=(4, 10))
         self.webgl = WebGL(width=0, height=0, margin=0)
@@ -331,7 +332,7 @@ class SceneView(pn.viewable.Viewer):
         self.clock.end = self.scene.film.end
 
     def __panel__(self) -> pn.viewable.Viewable:
-        bar = pn.Row(self.clock, self.above, self.webgl, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        bar = pn.FlexBox(self.clock, self.above, self.webgl, sizing_mode="stretch_width", align_items="center")
         return pn.Column(
             bar, self.solid, self.flat, self.words, css_classes=["dtwb-scene"], sizing_mode="stretch_width"
         )

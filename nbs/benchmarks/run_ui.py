@@ -4,9 +4,9 @@
     python nbs/benchmarks/run_ui.py first --apps overview,twin
     python nbs/benchmarks/run_ui.py visitors soak frames --out /tmp/ui.json
 
-`first` and `frames` look with Chromium (WebGL in software where there is no graphics card). `visitors` and `soak` do not: twenty
-Chromiums on two cores would measure Chromium. Their visitor fetches the page, opens its websocket, pulls the document, says that it is
-ready, takes whatever comes, and leaves: all that the server has to do for a browser, short of its scripts.
+`first` and `frames` look with Chromium (WebGL in software where there is no graphics card). `visitors` and `soak` do
+not: twenty Chromiums on two cores would measure Chromium. Their visitor fetches the page, opens its websocket, pulls
+the document, says that it is ready, takes whatever comes, and leaves: all that the server has to do for a browser.
 """
 
 import argparse
@@ -41,6 +41,7 @@ FIRST = {  # what is a picture of its own in each app: any of these
     "sweeps": ".tabulator-row, .bk-Figure canvas",
 }
 SIZES = (50, 200, 500)
+LIMIT = 30  # s that a picture is waited for
 
 
 def say(text: str) -> None:
@@ -125,9 +126,14 @@ def look(page: Any, url: str, app: str) -> dict[str, float]:  # s from the click
     "Go to an app: when anything was painted, and when the picture that it is for."
     begun = time.perf_counter()
     page.goto(url, wait_until="commit")
-    page.locator(FIRST.get(app, "canvas, svg, img")).first.wait_for(timeout=60_000)
-    if app == "twin":
-        page.wait_for_function("() => window.drawn > 0", timeout=60_000)
+    try:
+        page.locator(FIRST.get(app, "canvas, svg, img")).first.wait_for(timeout=LIMIT * 1000)
+        if app == "twin":
+            page.wait_for_function("() => window.drawn > 0", timeout=LIMIT * 1000)
+    except Exception as e:
+        if type(e).__name__ != "TimeoutError":
+            raise
+        say(f"{app}: no picture in {LIMIT} s")
     picture = time.perf_counter() - begun
     paint = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0") / 1000
     return {"picture": picture, "paint": paint}
@@ -152,7 +158,9 @@ def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 3) -> list
                 page = browser.new_page(viewport={"width": 1440, "height": 1000})
                 page.add_init_script(COUNT)
                 url = f"{server.url}/{app}"
-                rows.append({"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app))
+                rows.append(
+                    {"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app)
+                )
                 for _ in range(again):
                     page.goto("about:blank")
                     rows.append({"suite": "first", "app": app, "when": "warm"} | look(page, url, app))
@@ -239,7 +247,9 @@ class Visitor:
     "One session with an app."
 
     def __init__(self, url: str):
-        self.url, self.bytes, self.messages, self.socket, self.last = url, 0, 0, None, 0.0
+        self.kinds: list[str]
+        self.socket: Any
+        self.url, self.bytes, self.kinds, self.socket, self.last = url, 0, [], None, 0.0
 
     async def come(self, settled: float = 1.5, limit: float = 60.0) -> float:  # s until nothing more came
         "Open the page, wait until no message came for `settled` seconds."
@@ -258,12 +268,21 @@ class Visitor:
         self.socket = await websocket_connect(
             request, subprotocols=["bokeh", token[1].decode()], on_message_callback=self.hear, max_message_size=2**28
         )
+        await self.heard("ACK", limit)
         await self.send(Protocol().create("PULL-DOC-REQ"))
+        await self.heard("PULL-DOC-REPLY", limit)
         await self.send(ready())
-        self.last = time.perf_counter()
+        await self.heard("OK", limit)  # to that: what comes once the page is there is on its way
         while time.perf_counter() - self.last < settled and time.perf_counter() - begun < limit:
             await asyncio.sleep(0.05)
         return self.last - begun
+
+    async def heard(self, kind: str, limit: float) -> None:
+        begun = time.perf_counter()
+        while kind not in self.kinds:
+            if time.perf_counter() - begun > limit:
+                raise TimeoutError(f"{self.url}: no {kind} in {limit:g} s, only {self.kinds}")
+            await asyncio.sleep(0.01)
 
     async def send(self, message: Any) -> None:
         for part in (message.header_json, message.metadata_json, message.content_json):
@@ -271,7 +290,9 @@ class Visitor:
 
     def hear(self, message: Any) -> None:
         if message is not None:
-            self.bytes, self.messages, self.last = self.bytes + len(message), self.messages + 1, time.perf_counter()
+            self.bytes, self.last = self.bytes + len(message), time.perf_counter()
+            if isinstance(message, str) and (kind := re.search(r'"msgtype":\s*"([\w-]+)"', message[:300])):
+                self.kinds.append(kind[1])
 
     def leave(self) -> None:
         if self.socket is not None:
@@ -297,7 +318,9 @@ async def wave(urls: list[str]) -> tuple[list[Visitor], list[float]]:
 async def until_quiet(server: Server, least: float = 2.0, limit: float = 45.0) -> None:
     "Until sessions are forgotten: the memory has not fallen for a while."
     best, since, begun = server.use()[0], time.perf_counter(), time.perf_counter()
-    while time.perf_counter() - begun < limit and (time.perf_counter() - begun < 20 or time.perf_counter() - since < least):
+    while time.perf_counter() - begun < limit and (
+        time.perf_counter() - begun < 20 or time.perf_counter() - since < least
+    ):
         await asyncio.sleep(1)
         memory = server.use()[0]
         if memory < best - 1:
