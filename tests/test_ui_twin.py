@@ -43,7 +43,7 @@ def moved(before: bytes, after: bytes) -> int:  # pixels
 
 def test_it_shows_the_state_moves_and_is_asked(site, visit):
     id, run = list(site.runs.items())[-1]
-    page = visit(site.app("twin", "t=3600"))
+    page = visit(site.app("twin", "t=3600&speed=600"))
     ready(page)
     for at in (3600.0, 0.31 * run.events[-1].time, 12345.6):
         if at != 3600:
@@ -55,7 +55,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     page.locator(".dtwb-clock[data-playing=true]").wait_for()
     page.wait_for_function("() => Number(new URLSearchParams(location.search).get('t')) === 12345.6")
     time = page.locator(".dtwb-clock")
-    while float(time.get_attribute("data-time") or 0) < 12345.6 + 120:
+    while float(time.get_attribute("data-time") or 0) < 12345.6 + 1500:
         page.wait_for_timeout(100)
     page.keyboard.press("Space")
     page.locator(".dtwb-clock[data-playing=false]").wait_for()
@@ -63,7 +63,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     shows(page, run.state(at))
     assert moved(before, canvas.screenshot()) > 40  # parts are elsewhere
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("at => Math.abs(new URLSearchParams(location.search).get('t') - at) < 0.06", arg=at + 60)
+    page.wait_for_function("at => Math.abs(new URLSearchParams(location.search).get('t') - at) < 0.06", arg=at + 600)
 
     x, y = PLANT.machine("kiln_1").position  # a click on the roof of the kiln
     spot = page.evaluate(
@@ -78,7 +78,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     card = page.locator(".dtwb-card")
     page.locator(".dtwb-card[data-machine=kiln_1]").wait_for()
     page.locator(".dtwb-rows [data-machine=kiln_1][aria-selected=true]").wait_for()
-    assert card.get_attribute("data-status") == run.state(at + 60).machines["kiln_1"].status.value
+    assert card.get_attribute("data-status") == run.state(at + 600).machines["kiln_1"].status.value
     assert card.locator("[data-kpi=OEE] b").inner_text().endswith("%")
     page.locator(".dtwb-rows").press("ArrowUp")
     page.locator(".dtwb-card[data-machine=press_2]").wait_for()
@@ -103,8 +103,8 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     page = visit(address)  # the address opens the same again
     ready(page)
     page.locator(".dtwb-card[data-machine=press_2]").wait_for()
-    shows(page, run.state(at + 60))
-    assert abs(float(page.locator(".dtwb-clock").get_attribute("data-time") or 0) - (at + 60)) < 0.06
+    shows(page, run.state(at + 600))
+    assert abs(float(page.locator(".dtwb-clock").get_attribute("data-time") or 0) - (at + 600)) < 0.06
 
 
 def test_a_run_is_followed_while_it_is_written(site, browser):
