@@ -155,9 +155,9 @@ def at_end(callback: Callable[[], Any]) -> None:
 
 
 def every(callback: Callable[[], Any], period: int) -> None:  # ms
-    "Call `callback` again and again until the visitor leaves."
+    "Call `callback` again and again, from when the page is there until the visitor leaves."
     if _served():
-        pn.state.add_periodic_callback(_caught(callback), period)
+        pn.state.onload(lambda: pn.state.add_periodic_callback(_caught(callback), period))
 
 
 def _caught(callback: Callable[[], Any]) -> Callable[[], None]:
@@ -184,8 +184,9 @@ def toast(
     kind: Literal["success", "error", "info", "warning"] = "success",
 ) -> None:
     "A short message that goes away by itself; an error stays long enough to be read."
-    if pn.state.notifications:
-        getattr(pn.state.notifications, kind)(text[:400], duration=10_000 if kind == "error" else 4_000)
+    area, duration = pn.state.notifications, 10_000 if kind == "error" else 4_000
+    if area:
+        pn.state.onload(lambda: getattr(area, kind)(text[:400], duration=duration))
 
 
 def callback_failed(error: BaseException) -> None:
