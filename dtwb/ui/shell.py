@@ -221,10 +221,14 @@ def later(
 _NARROW = "@media (max-width: 599px) {:host > * {max-width: calc(100vw - 64px)}}"  # of a phone
 
 
+class _Wrapping(pn.Row):
+    _direction = "vertical"  # as wide as its widest object, not as all of them side by side: a phone is narrower
+
+
 def wrapping(*objects: Any) -> pn.Row:
     "Side by side as far as there is room, then below; nothing is wider than a phone."
     styles = {"align-items": "center", "flex-wrap": "wrap"}
-    return pn.Row(*objects, sizing_mode="stretch_width", styles=styles, stylesheets=[_NARROW])
+    return _Wrapping(*objects, sizing_mode="stretch_width", styles=styles, stylesheets=[_NARROW])
 
 
 def section(
