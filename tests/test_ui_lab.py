@@ -1,11 +1,11 @@
-"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, and nobody else is asked for anything.
+"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, offline.
 
-One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened; that all of them run is checked by `test_gates.py`.
+One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened;
+that all of them run is checked by `test_gates.py`.
 """
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -29,7 +29,8 @@ OPEN = """async path => {
 }"""
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 RAN = """() => panel.content.widgets.filter(cell => cell.model.type == 'code').map(cell => ({
-  count: cell.model.executionCount, errors: cell.model.outputs.toJSON().filter(o => o.output_type == 'error').map(o => o.evalue)
+  count: cell.model.executionCount,
+  errors: cell.model.outputs.toJSON().filter(output => output.output_type == 'error').map(output => output.evalue)
 }))"""
 
 
@@ -45,11 +46,15 @@ def lab(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
-    told = subprocess.run([make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     command = told.stdout.splitlines()[-1].replace("PANEL_INLINE", "exec env PANEL_INLINE")
     places = {"CONFIG_DIR": home, "DATA_DIR": home / "data", "RUNTIME_DIR": home / "runtime"}
     env = os.environ | {f"JUPYTER_{name}": str(place) for name, place in places.items()}
-    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {"IPYTHONDIR": str(home)}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {
+        "IPYTHONDIR": str(home)
+    }
     with open(home / "lab.log", "w") as log:
         server = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=env, stdout=log, stderr=log)
     url = f"http://localhost:{port}"
