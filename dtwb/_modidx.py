@@ -3746,7 +3746,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.serve.widget_routes': ('ui/serve.html#widget_routes', 'dtwb/ui/serve.py')},
             'dtwb.ui.shell': { 'dtwb.ui.shell._Row': ('ui/shell.html#_row', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell._Row._compute_sizing_mode': ('ui/shell.html#_row._compute_sizing_mode', 'dtwb/ui/shell.py'),
-                               'dtwb.ui.shell._Wrapping': ('ui/shell.html#_wrapping', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell._apps': ('ui/shell.html#_apps', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell._caught': ('ui/shell.html#_caught', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell._picture': ('ui/shell.html#_picture', 'dtwb/ui/shell.py'),

@@ -227,10 +227,6 @@ class _Row(pn.Row):  # Panel keeps a layout as wide as what is in it, which push
         return super()._compute_sizing_mode(children, props) | {"min_width": None}
 
 
-class _Wrapping(pn.Row):
-    _direction = "vertical"  # as wide as its widest object, not as all of them side by side: a phone is narrower
-
-
 def wrapping(*objects: Any) -> pn.Row:
     "Side by side as far as there is room, then below; nothing is wider than a phone."
     styles = {"align-items": "center", "flex-wrap": "wrap"}
