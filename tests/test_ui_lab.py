@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from browser import pixels, watched
+from browser import watched
 from conftest import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
