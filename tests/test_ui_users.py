@@ -1,4 +1,4 @@
-"""Accounts, sign-in and roles, seen from outside: a real server, plain HTTP and raw websockets, no browser that behaves."""
+"""Accounts, sign-in and roles from outside: a real server, plain HTTP and raw websockets, no browser that behaves."""
 
 import asyncio
 import json

@@ -134,9 +134,7 @@ def sankey(
         node_width=12,
         label_text_font_size="9pt",
         show_values=False,
-        responsive=True,
         height=height,
-        width=None,
         tools=["save"],
         default_tools=[],
         hooks=[_dress],
@@ -146,6 +144,7 @@ def sankey(
 def _dress(plot: Any, element: Any) -> None:
     "Room for the last names, and their colour from the page's theme, which knows titles but not these."
     figure = plot.state
+    figure.update(width=None, sizing_mode="stretch_width")
     figure.toolbar.logo = None
     first, last = float(min(element.nodes.dimension_values(0))), float(max(element.nodes.dimension_values(0)))
     figure.x_range.update(start=first - 0.02 * (last - first), end=last + 0.12 * (last - first))
@@ -203,12 +202,12 @@ def pareto(
     height: int = 320,  # px
 ) -> Any:  # hv.Overlay
     "Bars, and what they are together."
-    data = frame.assign(percent=100 * frame.cumulative)
-    bars = hv.Bars(data, "name", ["count", "share"]).opts(
+    data, total = frame.assign(percent=100 * frame.cumulative), sum(frame["count"].tolist())
+    bars: Any = hv.Bars(data, "name", ["count", "share"]).opts(
         backend="bokeh",
         color="#0072B2",
         line_alpha=0,
-        ylim=(0, float(frame["count"].sum())),
+        ylim=(0, total),
         ylabel="defects",
         xlabel="",
         tools=["hover"],
@@ -242,7 +241,7 @@ def pareto_svg(
     height: int = 240,  # px
 ) -> str:  # an SVG element
     "The chart as a picture."
-    total, wide = max(int(frame["count"].sum()), 1), (width - 20) / max(len(frame), 1)
+    total, wide = max(sum(frame["count"].tolist()), 1), (width - 20) / max(len(frame), 1)
     floor, shapes, line = height - 22, [], []
     up = lambda share: floor - share * (floor - 16)
     for i, (name, count, together) in enumerate(zip(frame["name"], frame["count"], frame.cumulative)):

@@ -77,8 +77,9 @@ def longer_stream(
     before: pd.DataFrame | None = None,  # the stream of the first of them
 ) -> pd.DataFrame:
     "`stream(events)`, of which a part is there already."
-    known = 0 if before is None else len(before)
-    return stream(events) if not known else pd.concat([stream(events[known:], known), before], ignore_index=True)
+    if before is None or before.empty:
+        return stream(events)
+    return pd.concat([stream(events[len(before) :], len(before)), before], ignore_index=True)
 
 # %% ../../nbs/ui/16_journal.ipynb #fd400900
 ALARMS = ["alarm", "time", "severity", "subject", "message", "acknowledged by", "when"]
@@ -118,8 +119,9 @@ def alarms_view(
     "The alarms, first those that nobody has seen."
     if frame.empty:
         return pn.Column(empty_state("No alarm was raised."), sizing_mode="stretch_width")
-    new, old = frame[frame["acknowledged by"] == ""], frame[frame["acknowledged by"] != ""]
-    rows = [_row(alarm, acknowledge) for alarm in new.head(most).to_dict("records")]
+    unseen = frame["acknowledged by"] == ""
+    new, old = frame.loc[unseen, :], frame.loc[~unseen, :]
+    rows = [_row(alarm, acknowledge) for alarm in new.iloc[:most].to_dict("records")]
     said = f"{len(new)} to acknowledge, {len(old)} acknowledged"
     said += f"; the latest {most} are shown" if len(new) > most else ""
     done = _acknowledged_html(old) if len(old) else ""

@@ -51,6 +51,7 @@ class Overview(RunApp):
     def __init__(self, store: Store, **params):
         super().__init__(store, **params)
         self._layout: Any = None
+        self._shown = 0  # events
         self._events_of: Any = (None, None)  # a running run's id and the table of its events
         self.x_range = Range1d(start=0, end=1)
         self.moment = pmui.IntSlider(label="As of", end=1, width=260, margin=(6, 20), **_times())
