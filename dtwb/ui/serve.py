@@ -217,6 +217,7 @@ def build(
 ) -> dict[str, Any]:  # for `panel.serve`
     "The server's parts, as Panel takes them."
     from dtwb.ui.health import health_route
+    from dtwb.ui.run_notebook import notebook_routes
     from dtwb.ui.sign_in import Accounts, OAuth, cookie_secret, derived
     from dtwb.ui.users import oauth
 
@@ -239,6 +240,7 @@ def build(
             root_route(how.prefix, first(apps)),
             *([health_route(health)] if health else []),
             *widget_routes(),
+            *notebook_routes(),
         ],
         **_https(how),
     }
