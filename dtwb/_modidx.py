@@ -3762,6 +3762,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.shell.every': ('ui/shell.html#every', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell.exports': ('ui/shell.html#exports', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell.guard': ('ui/shell.html#guard', 'dtwb/ui/shell.py'),
+                               'dtwb.ui.shell.in_turn': ('ui/shell.html#in_turn', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell.later': ('ui/shell.html#later', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell.log_error': ('ui/shell.html#log_error', 'dtwb/ui/shell.py'),
                                'dtwb.ui.shell.page': ('ui/shell.html#page', 'dtwb/ui/shell.py'),
