@@ -3889,7 +3889,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'dtwb.ui.twin.Twin._draw': ('ui/twin.html#twin._draw', 'dtwb/ui/twin.py'),
                               'dtwb.ui.twin.Twin._follow': ('ui/twin.html#twin._follow', 'dtwb/ui/twin.py'),
                               'dtwb.ui.twin.Twin._frame': ('ui/twin.html#twin._frame', 'dtwb/ui/twin.py'),
-                              'dtwb.ui.twin.Twin._jump': ('ui/twin.html#twin._jump', 'dtwb/ui/twin.py'),
                               'dtwb.ui.twin.Twin._look': ('ui/twin.html#twin._look', 'dtwb/ui/twin.py'),
                               'dtwb.ui.twin.Twin._parts': ('ui/twin.html#twin._parts', 'dtwb/ui/twin.py'),
                               'dtwb.ui.twin.Twin._tell': ('ui/twin.html#twin._tell', 'dtwb/ui/twin.py'),
