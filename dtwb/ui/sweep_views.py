@@ -171,9 +171,10 @@ def picture(
     "An element as a file."
     import matplotlib.pyplot as plt
 
-    figure = hv.render(element, backend="matplotlib")
     file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=110, bbox_inches="tight")
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure = hv.render(element, backend="matplotlib")
+        figure.savefig(file, format=kind, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return file.getvalue()
 

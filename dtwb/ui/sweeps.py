@@ -36,6 +36,7 @@ from dtwb.ui.shell import (
     section,
     skeleton,
     sync,
+    wrapping,
 )
 from dtwb.ui.sweep_views import (
     REPLICATIONS,
@@ -177,12 +178,13 @@ class Sweeps(param.Parameterized):
             options=["largest", "smallest"], value="largest", size="small", margin=(14, 8)
         )
         self.x, self.y = _select("Along", 150, options=[]), _select("Lines and rows", 150, options=[])
-        self.held: Any = pn.Row(styles={"flex-wrap": "wrap"})  # a picker for each parameter that is not shown
+        self.held: Any = wrapping()  # a picker for each parameter that is not shown
         self.asked = pmui.TextInput(label="Filter: words, or places>=4", width=340, size="small", margin=(6, 4))
         self.badge = pn.pane.HTML("", margin=(8, 12), align="center")
         self.bodies = {name: pn.Column(sizing_mode="stretch_width") for name in _BODIES}
         self.main = pn.Column(skeleton(120), skeleton(320), sizing_mode="stretch_width")
-        first = pn.Row(self.picker, self.bodies["about"], sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        self.bodies["about"].min_width = 280
+        first = wrapping(self.picker, self.bodies["about"])
         self.page = pn.Column(first, self.main, sizing_mode="stretch_width")
         self._busy, self._judged = False, ("", "")
         self._watch()
@@ -433,17 +435,13 @@ def _sections(self: Sweeps) -> list:
     def table() -> pd.DataFrame:
         return filter_runs(self.data.to_dataframe(), self.ask)
 
-    half = {"min_width": 340, "sizing_mode": "stretch_width"}
-    pictures = pn.FlexBox(
-        pn.Column(b["slices"], **half, styles={"flex": "1 1 420px"}),
-        pn.Column(b["heat"], **half, styles={"flex": "1 1 420px"}),
-        sizing_mode="stretch_width",
-    )
+    half = {"sizing_mode": "stretch_width", "min_width": 300, "styles": {"flex": "1 1 420px"}}
+    pictures = wrapping(pn.Column(b["slices"], **half), pn.Column(b["heat"], **half))
     parts = [
         section("Key figures", b["strip"], tools=(self.results, self.best)),
         section(
             "Slices and heat map",
-            pn.Row(self.x, self.y, self.held, styles={"flex-wrap": "wrap"}),
+            wrapping(self.x, self.y, self.held),
             pictures,
             tools=(files("slices", self._slices, over(self.x.value, self.y.value)),),
             note="means with their 95 % interval over what is averaged",
