@@ -3569,6 +3569,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dtwb.ui.run_views': { 'dtwb.ui.run_views._compared': ('ui/run_views.html#_compared', 'dtwb/ui/run_views.py'),
                                    'dtwb.ui.run_views.alarms': ('ui/run_views.html#alarms', 'dtwb/ui/run_views.py'),
                                    'dtwb.ui.run_views.comparison': ('ui/run_views.html#comparison', 'dtwb/ui/run_views.py'),
+                                   'dtwb.ui.run_views.comparison_file': ('ui/run_views.html#comparison_file', 'dtwb/ui/run_views.py'),
                                    'dtwb.ui.run_views.defect_pareto': ('ui/run_views.html#defect_pareto', 'dtwb/ui/run_views.py'),
                                    'dtwb.ui.run_views.detections': ('ui/run_views.html#detections', 'dtwb/ui/run_views.py'),
                                    'dtwb.ui.run_views.factory_of': ('ui/run_views.html#factory_of', 'dtwb/ui/run_views.py'),
