@@ -147,8 +147,8 @@ class Side(pn.viewable.Viewer):
         for name in ("model", "backend", "method", "layer", "head"):
             widget = getattr(self, f"pick_{name}")
             widget.param.watch(lambda e, name=name: self._picked(name, e.new), "value")
-        self.param.watch(lambda _: self.ask(), ["model", "backend", "method", "layer", "head"])
-        self.param.watch(lambda _: self._moved(), "threshold")
+        self.param.watch(lambda *_: self.ask(), ["model", "backend", "method", "layer", "head"])
+        self.param.watch(lambda *_: self._moved(), "threshold")
         self.slider.param.watch(lambda e: self._slid(e.new), "value")
         self.slider.param.watch(lambda _: self.tiled and self.ask(), "value_throttled")
         self.named.param.watch(lambda e: e.new is not None and self.param.update(threshold=e.new), "value")
@@ -468,8 +468,8 @@ class Attention(RunApp):
         for name in ("source", "only"):
             widget = getattr(self, f"pick_{name}")
             widget.param.watch(lambda e, name=name: e.new and self.param.update(**{name: e.new}), "value")
-        self.param.watch(lambda _: self._began and self.take(), ["source", "only", "seed"])
-        self.param.watch(lambda _: self._began and self._compared(), "compare")
+        self.param.watch(lambda *_: self._began and self.take(), ["source", "only", "seed"])
+        self.param.watch(lambda *_: self._began and self._compared(), "compare")
         self.strip.param.watch(lambda e: self.go(e.new), "index")
         self.fresh.on_click(lambda _: self._other_tiles())
         self.before.on_click(lambda _: self.step(-1))
@@ -648,7 +648,7 @@ def _tools(self: Attention) -> pn.viewable.Viewable:
     self.comparing = pmui.Switch(label="Compare", value=False, margin=(12, 8))
     self.tiles = pmui.Switch(label="Full resolution, in tiles", value=False, margin=(12, 8), visible=False)
     for widget in (self.opacity, self.palette, self.marks):
-        widget.param.watch(lambda _: self._style(), "value")
+        widget.param.watch(lambda *_: self._style(), "value")
     self.comparing.param.watch(lambda e: self.param.update(compare=e.new), "value")
     self.tiles.param.watch(lambda _: self._look(self.index), "value")
     saved = exports("attention", csv=self._csv, png=self._png)
