@@ -128,7 +128,11 @@ def site(tmp_path_factory):
     data.mkdir()
     with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
         runs = dict(make_run(data, store, seed) for seed in (1, 2))
-    with served(data) as url:
+    apps = data.parent / "apps"  # those that ship, and the probe
+    apps.mkdir()
+    for notebook in [*ROOT.glob("nbs/apps/*.ipynb"), *ROOT.glob("tests/apps/*.ipynb")]:
+        (apps / notebook.name).symlink_to(notebook)
+    with served(data, apps) as url:
         yield Site(url, data, runs)
 
 

@@ -13,7 +13,10 @@ import tempfile
 import traceback
 from pathlib import Path
 
-HEAVY = ("dtwb.vision.models", "lightning", "pandas", "xarray", "sklearn.metrics", "matplotlib.pyplot", "nbdev.test")
+HEAVY = (
+    "dtwb.vision.models", "lightning", "pandas", "xarray", "sklearn.metrics", "matplotlib.pyplot", "nbdev.test",
+    "panel", "panel_material_ui", "holoviews", "dtwb.scheduling.solve", "dtwb.twin.simulation",
+)  # fmt: skip
 
 
 def run(notebook: str, said: int) -> int:  # the exit status; `said` is an open file

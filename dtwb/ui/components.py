@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Keys', 'Navigation', 'Saver']
 
-# %% ../../nbs/ui/02_components.ipynb #8e3f1a32
+# %% ../../nbs/ui/02_components.ipynb #a0183f8a
 import base64
 from typing import Any
 
@@ -14,7 +14,7 @@ import param
 
 from ..core.errors import DtwbError
 
-# %% ../../nbs/ui/02_components.ipynb #fbdcedcd
+# %% ../../nbs/ui/02_components.ipynb #229a88ae
 class Keys(pn.custom.JSComponent):
     "Keys of the keyboard; watch `pressed`: it is set at each press, also of the same key."
 
@@ -33,23 +33,32 @@ class Keys(pn.custom.JSComponent):
     _esm = """
     const TEXT = "textarea, select, [contenteditable=true], [role=textbox], [role=combobox], [role=listbox] *, " +
       "[role=menu] *, input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=submit])"
+    const PRESSED = "button, a, summary, input, [role=button], [role=tab]" // use space and Enter
+    const MOVED = "input, [role=slider], [role=tab], [role=radio], [role=option], [role=grid] *" // use arrows, Home ...
 
     export function render({ model }) {
+      let tabbed = false // the focus was moved by Tab: :focus-visible does not tell, a key turns it on
+      const point = () => { tabbed = false }
       const listen = (event) => {
+        if (event.key === "Tab") tabbed = true
         if (!model.keys.includes(event.key) || event.ctrlKey || event.metaKey || event.altKey) return
         const focus = event.composedPath()[0]
-        const inside = focus instanceof Element && focus !== document.body
-        if (inside && (focus.matches(TEXT) || focus.matches(":focus-visible"))) return
+        const own = [" ", "Enter"].includes(event.key) ? PRESSED : MOVED
+        if (focus instanceof Element && (focus.matches(TEXT) || (tabbed && focus.matches(own)))) return
         event.preventDefault()
         event.stopPropagation()
         model.send_msg(event.key)
       }
       document.addEventListener("keydown", listen, true)
-      model.on("remove", () => document.removeEventListener("keydown", listen, true))
+      document.addEventListener("pointerdown", point, true)
+      model.on("remove", () => {
+        document.removeEventListener("keydown", listen, true)
+        document.removeEventListener("pointerdown", point, true)
+      })
     }
     """
 
-# %% ../../nbs/ui/02_components.ipynb #2f869350
+# %% ../../nbs/ui/02_components.ipynb #22adabce
 class Navigation(pn.custom.JSComponent):
     "Links between the dashboards, who is signed in, and what the browser keeps of dark mode."
 
@@ -84,8 +93,25 @@ class Navigation(pn.custom.JSComponent):
     ]
     _esm = """
     const COOKIE = "dtwb_theme"
+    const SETTLED = 10_000 // ms: who was connected for so long may reload by itself without going round in circles
 
-    export function render({ model }) {
+    function lost(since) {
+      if (document.querySelector(".dtwb-lost")) return
+      const at = new Date().toLocaleTimeString()
+      const banner = Object.assign(document.createElement("div"), {className: "dtwb-lost", role: "alert"})
+      banner.textContent = `The connection to the server was lost at ${at}: what you see is no longer updated. `
+      banner.style.cssText = "position:fixed;left:0;right:0;bottom:0;z-index:5000;padding:.8em 1.2em;color:#fff;" +
+        "background:#8a1c00;font:15px sans-serif;display:flex;gap:1em;align-items:center;justify-content:center"
+      const again = Object.assign(document.createElement("button"), {textContent: "Reload"})
+      again.style.cssText = "font:inherit;padding:.3em 1em;cursor:pointer"
+      again.onclick = () => location.reload()
+      banner.append(again)
+      document.body.append(banner)
+      if (Date.now() - since < SETTLED) return
+      setInterval(() => fetch("./health", {cache: "no-store"}).then(() => location.reload(), () => {}), 5000)
+    }
+
+    export function render({ model, view }) {
       const nav = document.createElement("nav")
       nav.className = model.upright ? "upright" : "bar"
       nav.setAttribute("aria-label", model.upright ? "Dashboards, menu" : "Dashboards")
@@ -112,7 +138,7 @@ class Navigation(pn.custom.JSComponent):
       }
       if (model.user) {
         add("span", model.user, {className: "user", title: model.user})
-        add("a", "Sign out", {href: "logout"})
+        add("a", "Sign out", {href: "./logout"})
       }
       if (!model.upright) {
         const keep = () => {
@@ -121,12 +147,16 @@ class Navigation(pn.custom.JSComponent):
         const chosen = document.cookie.split("; ").some((cookie) => cookie.startsWith(`${COOKIE}=`))
         if (!chosen && matchMedia("(prefers-color-scheme: dark)").matches) model.wanted = true
         model.on("dark", keep)
+        const since = Date.now()
+        let leaving = false
+        addEventListener("beforeunload", () => { leaving = true })
+        view.model.document?.on_event("connection_lost", () => { if (!leaving) lost(since) })
       }
       return nav
     }
     """
 
-# %% ../../nbs/ui/02_components.ipynb #353d897d
+# %% ../../nbs/ui/02_components.ipynb #3376a9f7
 class Saver(pn.custom.JSComponent):
     "Saves a picture on the visitor's disk."
 

@@ -51,6 +51,8 @@ class Overview(RunApp):
     def __init__(self, store: Store, **params):
         super().__init__(store, **params)
         self._layout: Any = None
+        self._shown = 0  # events
+        self._drawing = True  # False: choices are being offered, nobody has chosen
         self._events_of: Any = (None, None)  # a running run's id and the table of its events
         self.x_range = Range1d(start=0, end=1)
         self.moment = pmui.IntSlider(label="As of", end=1, width=260, margin=(6, 20), **_times())
@@ -85,7 +87,9 @@ def show(self: Overview, view: RunView) -> None:
     known = 0 if self.another_run else self._shown
     news = {event.kind for event in view.events[known:]}
     self._shown = len(view.events)
+    self._drawing = False
     self._offer_choices(view)
+    self._drawing = True
     only_seen = known and news == {"AlarmAcknowledged"} and not view.running
     for name in ("alarms", "events") if only_seen else VIEWS:
         self._draw(name)
@@ -115,7 +119,7 @@ def _offer_choices(self: Overview, view: RunView) -> None:
 @patch
 def _draw(self: Overview, name: str) -> None:
     "Draw one view, or say what is wrong with it."
-    if (view := self.view) is None:
+    if (view := self.view) is None or not self._drawing:
         return
     what, show = VIEWS[name]
     shown = guard(show, self, view, what=what, run=view.id)
@@ -136,7 +140,7 @@ def _alarms(self: Overview, view: RunView) -> pn.viewable.Viewable:
 
 
 def _log(self: Overview, view: RunView) -> pn.viewable.Viewable:
-    return views.table(views.log_frame(view, self.level.value), page_size=10)
+    return views.table(views.log_frame(view, self.level.value), page_size=10, time=170, level=100, logger=190)
 
 
 VIEWS = {  # name -> what it is called, and how it is drawn
@@ -169,6 +173,7 @@ def _sections(self: Overview, with_comparison: bool) -> list:
     counts = lambda v: pareto_frame(v.events, self.pareto_by.value)
     plan = self.plan, self.by, csv("operations", lambda v: v.operations), svg("gantt", _timeline(bars))
     flow = csv("flow", lambda v: flows(v.events)), svg("flow", lambda v: sankey_svg(flows(v.events)))
+    seen = self.defects_only, csv("detections", lambda v: v.detections)
     defects = self.pareto_by, csv("defects", counts), svg("defects", lambda v: pareto_svg(counts(v)))
     return [
         section("Key figures", b["kpis"], tools=(csv("kpis", _tiles),), note=_TARGETS),
@@ -182,14 +187,12 @@ def _sections(self: Overview, with_comparison: bool) -> list:
             b["states"],
             tools=(csv("states", lambda v: v.intervals), svg("states", _timeline(status))),
         ),
+        section("Material flow", b["flow"], tools=flow, note="from left to right; as wide as there are parts"),
         _beside(
-            (section("Material flow", b["flow"], tools=flow, note="width: parts; left to right"), 3),
             (section("Defects", b["defects"], tools=defects), 2),
+            (section("Last detections", b["detections"], tools=seen), 3),
         ),
         *([worth] if with_comparison else []),
-        section(
-            "Last detections", b["detections"], tools=(self.defects_only, csv("detections", lambda v: v.detections))
-        ),
         section(
             "Events",
             b["events"],

@@ -238,6 +238,9 @@ def figure(
     plot: Any = hv.render(element, backend="bokeh")
     if x_range is not None:
         plot.x_range = x_range
+    for part in plot.select({"type": Plot}):  # the page's colours, light or dark
+        part.update(background_fill_alpha=0, border_fill_alpha=0, outline_line_color=None)
+        part.toolbar.logo = None
     return pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=(0, 8))
 
 # %% ../../nbs/ui/10_parts.ipynb #52ae68c0

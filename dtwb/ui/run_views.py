@@ -199,9 +199,10 @@ def _compared(against: str, frame: pd.DataFrame) -> str:
 def table(
     frame: pd.DataFrame,
     page_size: int = 15,
+    **widths: int,  # px, of columns
 ) -> pn.widgets.Tabulator:
     "A table, page by page."
-    widths = {"number": 90, "time": 90, "kind": 190, "subject": 140, "severity": 100, "acknowledged by": 130}
+    widths = {"number": 90, "time": 90, "kind": 190, "subject": 140} | widths
     return pn.widgets.Tabulator(
         frame,
         show_index=False,

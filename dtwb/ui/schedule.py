@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOUR_BY', 'STATUS', 'BARS', 'BESIDE', 'BANDS', 'TIPS', 'ZOOMS', 'Groups', 'group_colors', 'plan_bars', 'done_bars',
-           'foreseen_bars', 'beside_bars', 'happened_bars', 'cornered', 'critical_frames', 'gantt', 'left_margin',
-           'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture']
+           'foreseen_bars', 'hatched', 'beside_bars', 'happened_bars', 'cornered', 'critical_frames', 'gantt',
+           'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture']
 
-# %% ../../nbs/ui/40_schedule.ipynb #6b84ea82
+# %% ../../nbs/ui/40_schedule.ipynb #a2b8446f
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -26,7 +26,7 @@ from ..scheduling.problem import Solution, machine_of
 from .parts import BAR, timeline_svg
 from .shell import clock
 
-# %% ../../nbs/ui/40_schedule.ipynb #ccf6e911
+# %% ../../nbs/ui/40_schedule.ipynb #ec3d5af4
 COLOUR_BY = ("order", "job", "product", "operation", "status")
 STATUS = {"done": "#999999", "under way": "#009E73", "to come": "#56B4E9", "late": "#D55E00"}
 
@@ -60,7 +60,7 @@ def group_colors(
 def _as_counted(name: str) -> list[tuple[int, str]]:  # o2 before o10
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
-# %% ../../nbs/ui/40_schedule.ipynb #ccd35592
+# %% ../../nbs/ui/40_schedule.ipynb #4f66fbda
 BARS = [*BAR, "kind", "job", "operation", "group"]
 
 
@@ -95,7 +95,7 @@ def _changed(reference: Schedule | None, plan: Solution) -> dict[tuple[str, str]
     table: Any = changes(reference or Schedule(), plan)
     return dict(zip(zip(table.job, table.operation), table.change))
 
-# %% ../../nbs/ui/40_schedule.ipynb #a8ce1b0a
+# %% ../../nbs/ui/40_schedule.ipynb #d98ce4ea
 def done_bars(
     operations: pd.DataFrame,  # from twin.kpis.executed
     groups: Groups,
@@ -138,13 +138,19 @@ def foreseen_bars(
             rows.append((r.machine, r.start, r.end, "upper", label, "planned", "plan", r.job, r.operation, group))
     return pd.DataFrame(rows, columns=[c for c in BARS if c != "color"])
 
-# %% ../../nbs/ui/40_schedule.ipynb #ca9964ed
+# %% ../../nbs/ui/40_schedule.ipynb #85f92c7b
 BESIDE = {
     "set-up": STATUS_COLORS["SETUP"],
     "maintenance": STATUS_COLORS["MAINTENANCE"],
     "down": STATUS_COLORS["ERROR"],
     "closed": "#888888",
 }
+
+
+def hatched(kind: str) -> str:  # one of BESIDE
+    "How it looks in the chart, as a CSS background, for a legend."
+    colour = BESIDE[kind]
+    return f"{colour}44" if kind == "closed" else f"repeating-linear-gradient(135deg,{colour} 0 3px,#0008 3px 4px)"
 
 
 def beside_bars(
@@ -178,7 +184,7 @@ def happened_bars(
             rows.append((r.machine, r.start, end, "lower", BESIDE[kind], kind, "", kind, "", "", kind))
     return pd.DataFrame(rows, columns=BARS)
 
-# %% ../../nbs/ui/40_schedule.ipynb #739b18b0
+# %% ../../nbs/ui/40_schedule.ipynb #bbc981cc
 BANDS = {"all": (-0.4, 0.4), "upper": (0.05, 0.42), "lower": (-0.42, 0.01)}
 TIPS = [("", "@label"), ("machine", "@lane"), ("when", "@when"), ("", "@detail")]
 
@@ -188,6 +194,8 @@ def cornered(
     machines: Sequence[str],  # from top to bottom
 ) -> pd.DataFrame:  # with x0, y0, x1, y1, when
     "Where bars lie; those of one time side by side."
+    if "x0" in bars.columns:  # known already
+        return bars
     bars = bars.loc[bars.lane.isin(list(machines)), :]
     place = {machine: len(machines) - 1 - i for i, machine in enumerate(machines)}
     rows = [
@@ -213,7 +221,7 @@ def _hatched(plot: Any, element: Any) -> None:
     glyph = plot.handles["glyph"]
     glyph.hatch_pattern, glyph.hatch_color, glyph.hatch_alpha, glyph.hatch_scale = "/", "#000000", 0.5, 6
 
-# %% ../../nbs/ui/40_schedule.ipynb #ba502b0d
+# %% ../../nbs/ui/40_schedule.ipynb #71d9c08b
 def critical_frames(
     plan: Solution,
     bars: pd.DataFrame,  # of the plan, with corners
@@ -241,7 +249,7 @@ def _framed(frames: pd.DataFrame, links: pd.DataFrame) -> list[Any]:
         layers += [boxes, lines]
     return layers
 
-# %% ../../nbs/ui/40_schedule.ipynb #195f203d
+# %% ../../nbs/ui/40_schedule.ipynb #c842ad9e
 def gantt(
     bars: pd.DataFrame,  # of plan and reality, with their colours: columns BARS
     machines: Sequence[str],  # from top to bottom
@@ -262,7 +270,8 @@ def gantt(
             for kind, band in zip(main.kind, main.band)
         ]
     )
-    frames, links = critical_frames(critical, main) if critical is not None else (main.iloc[:0], main.iloc[:0])
+    planned = main.loc[main.kind == "plan", :]
+    frames, links = critical_frames(critical, planned) if critical is not None else (main.iloc[:0], main.iloc[:0])
     if critical is not None:
         main = main.assign(alpha=np.where(main.index.isin(frames.index), 1.0, 0.4))
     layers = [_boxes(closed, line_alpha=0.0)] if len(closed) else []
@@ -277,7 +286,7 @@ def gantt(
         layers.append(hv.VLine(now).opts(color="#D55E00", line_dash="dashed", line_width=2))
     return _on_time_axis(layers, machines, notes or {})
 
-# %% ../../nbs/ui/40_schedule.ipynb #1bc1e62c
+# %% ../../nbs/ui/40_schedule.ipynb #375ed221
 def left_margin(machines: Iterable[str]) -> int:  # px
     "As much as the longest name needs, so that charts below each other are flush."
     return 34 + round(6.3 * max([*(len(name) for name in machines), 8]))
@@ -294,6 +303,7 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
 
         plot.state.min_border_left = left_margin(names)
         plot.state.outline_line_color = None
+        plot.state.min_border_right = 12
         for tool in plot.state.tools:
             if isinstance(tool, WheelZoomTool):
                 tool.modifiers = {"ctrl": True}
@@ -307,18 +317,19 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
         min_height=200,
         height=round(high * len(machines)) + 80,
         show_legend=False,
+        toolbar="above",
         default_tools=[],
         tools=["hover", "xwheel_zoom", "xpan", "xbox_zoom", "reset", "save"],
         active_tools=["xpan", "xwheel_zoom"],
         hooks=[_time_axis, flush],
     )
 
-# %% ../../nbs/ui/40_schedule.ipynb #1e817957
+# %% ../../nbs/ui/40_schedule.ipynb #adbc3c61
 def gantt_svg(bars: pd.DataFrame, beside: pd.DataFrame, machines: Sequence[str]) -> str:
     "The same bars as an SVG element."
     return timeline_svg(pd.concat([beside, bars], ignore_index=True).loc[:, BAR], machines)
 
-# %% ../../nbs/ui/40_schedule.ipynb #85ad1804
+# %% ../../nbs/ui/40_schedule.ipynb #916332d1
 def names_in_view(
     bars: pd.DataFrame,  # with corners
     since: float,  # s
@@ -340,7 +351,7 @@ def _light(colour: str) -> bool:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue > 120
 
-# %% ../../nbs/ui/40_schedule.ipynb #8ccedc22
+# %% ../../nbs/ui/40_schedule.ipynb #5bcbe6b2
 def utilisation_row(
     plan: Solution | Schedule,
     machines: Sequence[str],  # those of the Gantt chart
@@ -353,7 +364,13 @@ def utilisation_row(
     boxes = []
     for state in [name for name in STATES if over[name].max() > 0]:
         told = [f"{v:.1f} machines {state}" for v in over[state]]
-        box = {"x0": over.start, "x1": over.end, "y0": tops, "y1": tops + over[state], "color": STATES[state]}
+        box = {
+            "x0": over.start,
+            "x1": over.end,
+            "y0": tops,
+            "y1": tops + over[state],
+            "color": "#88888838" if state == "idle" else STATES[state],
+        }
         boxes.append(
             pd.DataFrame(
                 box
@@ -368,10 +385,18 @@ def utilisation_row(
         )
         tops = tops + over[state].to_numpy()
     table = pd.concat(boxes, ignore_index=True)
-    chart = _on_time_axis([_boxes(table.loc[table.y1 > table.y0, :], line_alpha=0.0)], names or machines, {})
+    chart = _on_time_axis(
+        [_boxes(table.loc[table.y1 > table.y0, :], line_alpha=0.0, line_width=0)], names or machines, {}
+    )
     ticks = [0, round(tops.max())]
     return chart.opts(
-        height=110, min_height=110, ylim=(0, max(1.0, tops.max())), yticks=ticks, xlabel="", ylabel="machines"
+        toolbar=None,
+        height=110,
+        min_height=110,
+        ylim=(0, max(1.0, tops.max())),
+        yticks=ticks,
+        xlabel="",
+        ylabel="machines",
     )
 
 
@@ -380,7 +405,7 @@ def working_shares(plan: Solution | Schedule) -> dict[str, str]:  # machine -> e
     shares = utilisation(plan)["working"]
     return {str(machine): f"  {share:.0%}".replace("%", " %") for machine, share in shares.items()}
 
-# %% ../../nbs/ui/40_schedule.ipynb #7a80796e
+# %% ../../nbs/ui/40_schedule.ipynb #ee2b9fd7
 ZOOMS = {"All": None, "Day": 86400.0, "Shift": 28800.0, "Hour": 3600.0, "10 min": 600.0}  # s
 
 

@@ -7,7 +7,7 @@ __all__ = ['AnyAsked', 'ASKED', 'FIGURES', 'Situation', 'situation_at', 'Machine
            'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'moved_operations',
            'moved_words', 'front', 'judge', 'AcceptedPlan', 'accept', 'accepted_plans']
 
-# %% ../../nbs/ui/42_what_if.ipynb #c773c9a8
+# %% ../../nbs/ui/42_what_if.ipynb #5b8b4195
 import json
 import math
 import time as timer
@@ -36,7 +36,7 @@ from ..scheduling.solve import Kept, impossible
 from ..store.database import Store, write_json
 from ..twin.changes import Append, Scenario, Set, Shift
 
-# %% ../../nbs/ui/42_what_if.ipynb #a7eca2c5
+# %% ../../nbs/ui/42_what_if.ipynb #9375b523
 @dataclass(frozen=True, eq=False)
 class Situation:
     "Where a plant stands, and the plan that is in force."
@@ -83,7 +83,7 @@ def situation_at(
     state = fold((e for e in events if e.time <= now), initial_state(factory))
     return Situation(factory, now, state, plan, objective)
 
-# %% ../../nbs/ui/42_what_if.ipynb #29f66b04
+# %% ../../nbs/ui/42_what_if.ipynb #b6124344
 def _when(seconds: float) -> str:
     return tell_time(seconds)
 
@@ -121,7 +121,7 @@ class NewOrder:
         due = "" if self.due is None else f" {'that must be done by' if self.must else 'due at'} {_when(self.due)}"
         return f"an order {self.order} for {self.quantity} {self.product}{due}"
 
-# %% ../../nbs/ui/42_what_if.ipynb #4762b458
+# %% ../../nbs/ui/42_what_if.ipynb #39bb5a07
 @dataclass(frozen=True)
 class NewDue:
     "An order is wanted at another time."
@@ -153,7 +153,7 @@ class Freeze:
 AnyAsked = MachineOut | NewOrder | NewDue | Freeze
 ASKED: dict[str, type] = {cls.__name__: cls for cls in (MachineOut, NewOrder, NewDue, Freeze)}
 
-# %% ../../nbs/ui/42_what_if.ipynb #fbfd79f5
+# %% ../../nbs/ui/42_what_if.ipynb #7d5aae4e
 @dataclass(frozen=True)
 class WhatIf:
     "Changes, and what the new plan is to be good at."
@@ -189,7 +189,7 @@ class WhatIf:
         except (KeyError, TypeError, ValueError) as e:
             raise ScheduleError(f"not a what-if: {type(e).__name__} {e}") from None
 
-# %% ../../nbs/ui/42_what_if.ipynb #3d905c44
+# %% ../../nbs/ui/42_what_if.ipynb #0caf7e8f
 def scenario_of(
     situation: Situation,
     what_if: WhatIf,
@@ -234,7 +234,7 @@ def _stop(situation: Situation, out: MachineOut) -> Shift:
         calendar=usual.model_copy(update={"id": f"{out.machine}_out", "closed": closed}), machines=(out.machine,)
     )
 
-# %% ../../nbs/ui/42_what_if.ipynb #95ac414c
+# %% ../../nbs/ui/42_what_if.ipynb #8dccb901
 @dataclass(frozen=True, eq=False)
 class Case:
     "A what-if as something to be solved."
@@ -267,7 +267,7 @@ def case_of(
     keep = _kept(problem, known, shifted, windows)
     return Case(situation, what_if, factory, problem, shifted, keep)
 
-# %% ../../nbs/ui/42_what_if.ipynb #dd2b1be6
+# %% ../../nbs/ui/42_what_if.ipynb #bcdd257c
 def _with_due_dates(situation: Situation, what_if: WhatIf) -> FactoryState | None:
     if situation.state is None:
         return None
@@ -302,7 +302,7 @@ def _without(problem: Problem, out: MachineOut) -> Problem:
         problem = apply_change(problem, Breakdown(server, until, math.floor(since / problem.tick)))
     return problem
 
-# %% ../../nbs/ui/42_what_if.ipynb #78cb741b
+# %% ../../nbs/ui/42_what_if.ipynb #66c6f3f7
 def _gone(problem: Problem, out: MachineOut, since: int) -> Problem:
     "The problem without a machine from tick `since` on; what is under way on it is finished."
     numbers = {m for m, machine in enumerate(problem.machines) if machine_of(machine.id) == out.machine}
@@ -332,7 +332,7 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more jobs" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
-# %% ../../nbs/ui/42_what_if.ipynb #a7895415
+# %% ../../nbs/ui/42_what_if.ipynb #7954df56
 def _shifted(problem: Problem, known: Schedule, what_if: WhatIf) -> Solution | None:
     try:
         return right_shifted(problem, known, what_if.objective, known, what_if.stability)
@@ -353,7 +353,7 @@ def _kept(problem: Problem, known: Schedule, shifted: Solution | None, windows: 
                 keep[o] = machine, shifted.starts[o]
     return keep
 
-# %% ../../nbs/ui/42_what_if.ipynb #60bce9ca
+# %% ../../nbs/ui/42_what_if.ipynb #066787f0
 @dataclass(frozen=True, eq=False)
 class Answer:
     "A new plan and what is different, or why there is none."
@@ -371,6 +371,11 @@ class Answer:
         known = base.schedule if base else self.case.situation.plan
         return explain_change(self.case.problem, known, self.solution, self.case.what_if.stability)
 
+    @cached_property
+    def figures(self) -> pd.DataFrame:  # of the plan, of waiting and of the new plan, and what has moved is known too
+        assert self.change is not None
+        return kpi_difference(self)
+
     @property
     def before(self) -> Schedule:  # the plan that people know, as it stands now
         base = self.case.situation.base
@@ -382,7 +387,7 @@ class Answer:
         table = kpi_difference(self).to_html(float_format="{:,.1f}".format, na_rep="")
         return f"<p><b>{escape(self.case.what_if.words)}</b>: {escape(moved_words(self))}</p>{table}"
 
-# %% ../../nbs/ui/42_what_if.ipynb #f3455a9f
+# %% ../../nbs/ui/42_what_if.ipynb #9805788f
 def answer(
     case: Case,
     time_limit: float = 10.0,  # s
@@ -413,7 +418,7 @@ def answer(
         return Answer(case, why=e.what, trace=tuple(trace), stopped=bool(stop and stop()))
     return Answer(case, solution, trace=tuple(trace), stopped=bool(stop and stop()))
 
-# %% ../../nbs/ui/42_what_if.ipynb #abf7feb0
+# %% ../../nbs/ui/42_what_if.ipynb #534f5edf
 FIGURES = {  # term -> what it is called, its unit, by how much it is multiplied (None: ticks as hours)
     "makespan": ("All done after", "h", None),
     "number_late": ("Jobs late", "jobs", 1.0),
@@ -454,7 +459,7 @@ def kpi_difference(
     frame.insert(0, "unit", [unit for label, unit, _ in FIGURES.values() if label in frame.index])
     return frame.assign(difference=frame.new - frame.plan)
 
-# %% ../../nbs/ui/42_what_if.ipynb #2e408d89
+# %% ../../nbs/ui/42_what_if.ipynb #8451e226
 def moved_operations(
     answer: Answer,
 ) -> pd.DataFrame:  # job, operation, machine, before, start and shift in words, seconds, why; in the order of work
@@ -489,7 +494,7 @@ def moved_words(
     line += f", {elsewhere} of them to another machine" if elsewhere else ""
     return line + (f"; {new} are new" if new else "")
 
-# %% ../../nbs/ui/42_what_if.ipynb #5c131176
+# %% ../../nbs/ui/42_what_if.ipynb #a3a00f79
 def front(
     case: Case,
     objectives: Sequence[str] = ("weighted_tardiness", "stability"),
@@ -508,7 +513,7 @@ def front(
         callback=callback, stop=stop, seed=seed, **reference,
     )  # fmt: skip
 
-# %% ../../nbs/ui/42_what_if.ipynb #7fda2185
+# %% ../../nbs/ui/42_what_if.ipynb #2ff03c11
 def judge(
     answer: Answer,  # for a situation at time 0
     n: int = 20,  # runs of each
@@ -532,7 +537,7 @@ def judge(
     table: Any = (judged.table[["mean", "P90"]] / scale).reindex(list(known))
     return table.set_axis(["expected", "at most, 9 of 10"], axis=1)
 
-# %% ../../nbs/ui/42_what_if.ipynb #ff725eca
+# %% ../../nbs/ui/42_what_if.ipynb #fa78f0b1
 @dataclass(frozen=True)
 class AcceptedPlan:
     "A plan that somebody has accepted."

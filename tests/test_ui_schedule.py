@@ -1,0 +1,148 @@
+"The dashboard of the schedule: what-ifs in a real browser, and what a viewer may not do."
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import colors, pixels
+
+from dtwb.core.errors import AccessError
+from dtwb.scheduling.pictures import CHANGES
+from dtwb.store.database import Store
+from dtwb.store.runs import run_folder
+from dtwb.twin.simulation import simulate
+from dtwb.ui.schedule_app import Schedules
+from dtwb.ui.users import serving
+
+
+def tiles(page) -> dict[str, str]:
+    "The numbers of the strip, by their labels."
+    cells = page.locator(".dtwb-kpi").all()
+    return {cell.get_attribute("data-kpi"): cell.locator(".dtwb-value").inner_text() for cell in cells}
+
+
+def choose(page, label: str, option: str) -> None:
+    page.get_by_role("combobox", name=label, exact=True).last.click()
+    page.get_by_role("menuitem", name=option, exact=True).last.click()
+
+
+def wait_for_colors(page, wanted: set[str]) -> None:
+    "Until the Gantt chart has these colours."
+    chart = page.locator(".bk-Figure").first
+    for _ in range(120):
+        if wanted <= colors(chart.screenshot()):
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError(f"{wanted} not in {colors(chart.screenshot())}")
+
+
+@pytest.fixture
+def opened(site, visit):
+    page = visit(site.app("schedule", f"run={next(iter(site.runs))}"))
+    page.wait_for_selector(".dtwb-kpi")
+    wait_for_colors(page, {"#0072B2", "#E69F00", "#009E73"})  # of orders
+    return page
+
+
+@pytest.mark.browser
+@pytest.mark.xdist_group("browser")
+def test_a_what_if_is_solved_and_accepted(site, opened):
+    page, run = opened, next(iter(site.runs))
+    before = tiles(page)
+    page.get_by_label("Until", exact=True).fill("2:00")
+    page.keyboard.press("Tab")  # the keyboard is enough
+    page.keyboard.press("Enter")
+    page.locator(".dtwb-asked", has_text="press_1 is out until 2:00").wait_for()
+    choose(page, "Time to solve", "5 s")
+    page.get_by_role("button", name="Solve").click()
+    page.locator(".dtwb-moved").wait_for()
+    assert "operations move" in page.locator(".dtwb-moved").inner_text()
+    wait_for_colors(page, {CHANGES["later"], CHANGES["other machine"]})
+    after = tiles(page)
+    assert after != before and set(after) == set(before)
+    cells = page.locator("[data-figure='All done after'] td").all_inner_texts()
+    assert [cells[1] + " h", cells[3] + " h"] == [before["All done after"], after["All done after"]]
+    page.get_by_role("button", name="Accept the new plan").click()
+    page.locator(".dtwb-moved").wait_for(state="detached")
+    assert tiles(page) != before
+    with site.store() as store:
+        kept = store.schedules(run).iloc[-1]
+    assert "press_1 is out until 2:00" in kept.reason
+    written = json.loads((site.data / "runs" / run / "plans" / "plan_1.json").read_text())
+    assert written["rows"] == kept.rows
+    page.get_by_role("combobox", name="Plan", exact=True).first.click()
+    page.get_by_role("menuitem", name="accepted, version 1, from 0:00").wait_for()
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.browser
+@pytest.mark.xdist_group("browser")
+def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, opened):
+    page = opened
+    before = tiles(page)
+    choose(page, "Time to solve", "5 min")
+    page.get_by_label("Until", exact=True).fill("1:00")
+    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Solve").click()
+    page.get_by_text("Solving: objective").wait_for()  # there is a plan, and a curve
+    page.locator(".bk-Figure").nth(2).wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(".dtwb-moved").wait_for()
+    assert tiles(page) != before
+    page.get_by_role("button", name="Discard").click()
+    page.locator(".dtwb-moved").wait_for(state="detached")
+    assert tiles(page) == before and page.locator(".dtwb-asked").count() == 0
+    choose(page, "Machine", "kiln_1")
+    page.get_by_role("button", name="Add").click()
+    page.get_by_role("button", name="Solve").click()
+    page.locator(".dtwb-why").wait_for()
+    assert "nobody else can do what only kiln_1 can: sinter of" in page.locator(".dtwb-why").inner_text()
+    assert tiles(page) == before
+    page.get_by_label("Toggle theme").click()
+    for _ in range(40):
+        shown = pixels(page.locator(".bk-Figure").first.screenshot())
+        if np.median(shown) < 60:
+            break
+        page.wait_for_timeout(250)
+    assert np.median(shown) < 60 and (shown[:, :90].min(axis=2) > 150).sum() > 100  # the names of the machines
+    page.set_viewport_size({"width": 420, "height": 1200})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def a_run(folder: Path, store: Store, plant) -> str:
+    "A short run with a plan."
+    plan = simulate(plant, rule="edd", disturbances=False).schedule
+    with run_folder("simulation", name=plant.name, store=store, root=folder) as run:
+        plant.save(run.folder / "factory.yaml")
+        for event in simulate(plant, schedule=plan, seed=1, until=3600).events:
+            run.writer(event)
+    return run.id
+
+
+def test_a_viewer_is_refused_also_when_the_button_is_pressed_for_him(tmp_path, monkeypatch):
+    from browser import PLANT
+
+    with Store.open(f"sqlite:///{tmp_path}/dtwb.sqlite") as store:
+        run = a_run(tmp_path, store, PLANT)
+        app = Schedules(store)
+        monkeypatch.setattr(serving, "on", True)  # a visitor of whom nothing is known
+        app._set_may()
+        assert app.run_button.disabled and app.accept_button.disabled and "viewer" in app.role_note.object
+        app.panel.limit.value = 5.0
+        for button in (app.run_button, app.accept_button, app.judge_button, app.front_button):
+            with pytest.raises(AccessError, match="a viewer cannot"):
+                button.clicks += 1  # as a forged message would do
+        assert app.answer is None and not app.job.running and store.schedules(run).empty
+
+
+def test_a_run_without_a_readable_factory_says_so(tmp_path):
+    from browser import PLANT
+
+    with Store.open(f"sqlite:///{tmp_path}/dtwb.sqlite") as store:
+        run = a_run(tmp_path, store, PLANT)
+        (tmp_path / run / "factory.yaml").write_text("name: tile_plant\nmachines: [{id: press_1, bufer: x}]\n")
+        app = Schedules(store)
+        assert "bufer: there is no such field" in app.picture.view[0][0].object
+        assert app.run_button.disabled
