@@ -178,8 +178,9 @@ def _sections(self: Overview, with_comparison: bool) -> list:
     return [
         section("Key figures", b["kpis"], tools=(csv("kpis", _tiles),), note=_TARGETS),
         _beside(
-            (section("Machines", b["machines"], tools=(self.moment, csv("machines", _machine_table))), 3),
             (section("Alarms", b["alarms"], tools=(csv("alarms", lambda v: alarms_frame(v.events)),)), 1),
+            (section("Machines", b["machines"], tools=(self.moment, csv("machines", _machine_table))), 3),
+            flex_direction="row-reverse",  # alarms to the right, but first where there is room for one only
         ),
         section("Plan and reality", b["gantt"], tools=plan, note="planned above, pale; actual below"),
         section(
@@ -194,12 +195,12 @@ def _sections(self: Overview, with_comparison: bool) -> list:
         ),
         *([worth] if with_comparison else []),
         section(
+            "Log of this run", b["log"], tools=(self.level, csv("log", lambda v: views.log_frame(v, self.level.value)))
+        ),
+        section(
             "Events",
             b["events"],
             tools=(self.kinds, self.subject, self.text, self.between, csv("events", self._filtered)),
-        ),
-        section(
-            "Log of this run", b["log"], tools=(self.level, csv("log", lambda v: views.log_frame(v, self.level.value)))
         ),
     ]
 
@@ -208,11 +209,11 @@ _PAIRED = "means of paired replications; bold: the 95 % interval of the differen
 _TARGETS = "dashed: the target, set in settings.ini, [targets], or by the factory (hover over it to see where)"
 
 
-def _beside(*sections: tuple[Any, int]) -> pn.FlexBox:  # each with its share of the width
+def _beside(*sections: tuple[Any, int], **how: Any) -> pn.FlexBox:  # each with its share of the width
     "Side by side where there is room, one below the other on a phone."
     for one, share in sections:
         one.styles = {"flex": f"{share} 1 {200 * share}px", "min-width": "min(100%, 340px)"}
-    return pn.FlexBox(*(one for one, _ in sections), sizing_mode="stretch_width", align_items="stretch")
+    return pn.FlexBox(*(one for one, _ in sections), sizing_mode="stretch_width", align_items="stretch", **how)
 
 
 def _timeline(bars: Callable[[RunView], pd.DataFrame]) -> Callable[[RunView], str]:

@@ -132,7 +132,10 @@ def material_flow(view: RunView) -> pn.viewable.Viewable:
     colors = {kind: FLOW_COLORS[kind] for kind in FLOW_COLORS if kind in set(flow.kind)}
     notes = {kind: f"{flow.parts[flow.kind == kind].sum():,} parts" for kind in ("rework", "scrap") if kind in colors}
     legend = pn.pane.HTML(parts.legend_html(colors, notes), margin=(0, 12))
-    return pn.Column(legend, parts.figure(sankey(flow)), sizing_mode="stretch_width")
+    drawn = parts.figure(sankey(flow))
+    drawn.min_width = 720  # on a phone it is moved sideways
+    place = pn.Column(drawn, sizing_mode="stretch_width", styles={"overflow-x": "auto"})
+    return pn.Column(legend, place, sizing_mode="stretch_width")
 
 
 def defect_pareto(
