@@ -3440,6 +3440,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.ui.health._error': ('ui/health.html#_error', 'dtwb/ui/health.py'),
                                 'dtwb.ui.health._errors': ('ui/health.html#_errors', 'dtwb/ui/health.py'),
                                 'dtwb.ui.health._forget': ('ui/health.html#_forget', 'dtwb/ui/health.py'),
+                                'dtwb.ui.health._ticks': ('ui/health.html#_ticks', 'dtwb/ui/health.py'),
                                 'dtwb.ui.health.dashboard': ('ui/health.html#dashboard', 'dtwb/ui/health.py'),
                                 'dtwb.ui.health.failure': ('ui/health.html#failure', 'dtwb/ui/health.py'),
                                 'dtwb.ui.health.health_route': ('ui/health.html#health_route', 'dtwb/ui/health.py')},
