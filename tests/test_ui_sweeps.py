@@ -104,8 +104,8 @@ def test_what_others_wrote_is_text(site, visit):
         assert page.title() != "owned" and page.locator("img, script").count() == 0
     finally:
         shutil.rmtree(folder)
-    page = visit(f"{site.root}/run-notebook/evil/..%2f..%2fdtwb.sqlite")
-    assert page.request.get(f"{site.root}/run-notebook/evil/r3").status == 404
+    for path in ("evil/r3", "evil/..%2f..%2fdtwb.sqlite", "../overview/evil"):
+        assert page.request.get(f"{site.root}/run-notebook/{path}").status == 404
 
 
 def test_sweeps_that_are_not_there_and_dark(site, visit):
@@ -114,6 +114,6 @@ def test_sweeps_that_are_not_there_and_dark(site, visit):
     choose(page, "Sweep", "line_buffers")
     page.wait_for_selector(".dtwb-run")
     page.wait_for_selector("canvas")
-    page.get_by_label("Dark", exact=False).first.dispatch_event("click")
+    page.get_by_label("Toggle theme").click()
     page.wait_for_timeout(1500)
     assert np.median(pixels(page.screenshot())) < 60

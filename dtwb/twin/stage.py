@@ -246,6 +246,7 @@ class Stage:
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
         self.camera, self.controls = _camera(self.floor, width / height)
+        self.start = tuple(self.camera.position)
         self.picker = three.Picker(controlling=self.sheet, event="click")
         self.renderer = three.Renderer(
             camera=self.camera,

@@ -84,7 +84,7 @@ class Navigation(pn.custom.JSComponent):
         .upright a {padding: .7em 1em}
         .upright a[aria-current] {background: #8883; box-shadow: inset 3px 0 currentColor}
         .upright .user {padding: 1.2em 1em .3em}
-        @media (max-width: 899px) {
+        @media (max-width: 1099px) {
           .bar a:not(.brand), .bar .user {display: none}
           .bar .here {display: inline}
         }

@@ -146,7 +146,7 @@ def sankey(
 def _dress(plot: Any, element: Any) -> None:
     "Room for the last names, and their colour from the page's theme, which knows titles but not these."
     figure = plot.state
-    figure.update(width=None, sizing_mode="stretch_width")
+    figure.update(width=None, min_width=720, sizing_mode="stretch_width")
     figure.toolbar.logo = None
     first, last = float(min(element.nodes.dimension_values(0))), float(max(element.nodes.dimension_values(0)))
     figure.x_range.update(start=first - 0.02 * (last - first), end=last + 0.12 * (last - first))

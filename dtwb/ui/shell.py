@@ -333,7 +333,7 @@ _THEME = {
 
 
 _ORDER = ["overview", "attention", "twin", "schedule", "sweeps"]
-_WIDE = "@media (min-width:900px)"
+_WIDE = "@media (min-width:1100px)"
 _SX = {
     f"{_WIDE}": {"& .header button[aria-label$='drawer']": {"display": "none"}},  # the bar has the links there
     "& .header .MuiToolbar-root": {"paddingLeft": "12px", "paddingRight": "8px"},

@@ -16,6 +16,7 @@ import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
+from bokeh.models.widgets.tables import NumberFormatter
 from fastcore.basics import patch
 
 from ..core.errors import SweepError
@@ -357,8 +358,6 @@ def _draw_runs(self: Sweeps) -> None:
 
 def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
     shown = frame.drop(columns=["error"]).assign(started=frame.started.str.replace("T", " ").str[:19])
-    numbers = [name for name in shown if shown[name].dtype.kind == "f"]
-    shown = shown.assign(**{name: [float(f"{v:.5g}") for v in shown[name]] for name in numbers})
     link = (
         "<a style='color:var(--mui-palette-primary-main,#0072B2)' href='{0}/{1}/{2}' target='_blank' rel='noopener' "
         "aria-label='notebook of run {2}'>open</a>"
@@ -374,7 +373,8 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
         sizing_mode="stretch_width",
         layout="fit_data_fill",
         theme="materialize",
-        formatters={"notebook": {"type": "html"}},
+        formatters={"notebook": {"type": "html"}} | _digits(frame),
+        text_align={name: "right" for name in frame if frame[name].dtype.kind == "f"},
         margin=(0, 8, 8, 8),
     )
 
@@ -384,6 +384,19 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
 
     table.on_click(chosen)
     return table
+
+
+def _digits(frame: pd.DataFrame) -> dict[str, Any]:
+    "Four digits of the largest number of a column, and so many places for all of them."
+    found = {}
+    for name in frame:
+        values = frame[name]
+        if values.dtype.kind == "f" and (size := values.abs().max()) > 0:
+            whole = (values.dropna() == values.dropna().round()).all()
+            places = 0 if whole else min(8, max(0, 3 - math.floor(math.log10(size))))
+            if size < 1e12 and size > 1e-6:
+                found[name] = NumberFormatter(format=f"0.{'0' * places}" if places else "0")
+    return found
 
 
 @patch
@@ -413,7 +426,7 @@ def _sections(self: Sweeps) -> list:
     b = self.bodies
 
     def files(name: str, make: Callable[[], Any], frame: Callable[[], pd.DataFrame]) -> Any:
-        def file(kind: str) -> Callable[[], bytes]:
+        def file(kind: str) -> Any:
             def drawn() -> bytes:
                 if (element := make()) is None:
                     raise SweepError("there is nothing to be drawn", name)
