@@ -12,6 +12,7 @@ import subprocess
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from browser import pixels, watched
 from conftest import ROOT
@@ -98,9 +99,68 @@ def test_it_opens_on_the_index(lab, page):
 
 @pytest.mark.parametrize("path", TUTORIALS)
 def test_tutorials_open(page, path):
-    assert page.evaluate(OPEN, path) > 10
+    assert page.evaluate(OPEN, path) > 3
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) h1").first.wait_for()
 
 
 def test_a_tutorial_runs(page):
     run(page, "nbs/tutorials/04_what_if.ipynb")
+
+
+SHOW = """at => {
+  panel.content.activeCellIndex = panel.content.widgets.findIndex(cell => cell.model.sharedModel.source.includes(at))
+  const cell = panel.content.activeCell
+  cell.node.scrollIntoView()
+  cell.node.dataset.tested = at
+}"""
+
+
+def explorer(page, call: str):
+    "The output of the cell that holds `call`, on the screen."
+    page.evaluate(SHOW, call)
+    output = page.locator(f".jp-Cell[data-tested='{call}'] .jp-OutputArea").first
+    output.locator(".jupyter-widgets").first.wait_for()
+    return output
+
+
+def turns(page, output, look: str, keys: str = "PageUp") -> None:
+    "The first slider of `output` is moved: what `look` finds is another picture then."
+    picture = output.locator(look).first
+    picture.wait_for()
+    before = settled(page, picture)
+    output.get_by_role("slider").first.focus()
+    for _ in range(4):
+        page.keyboard.press(keys)
+    for _ in range(40):
+        if (np.abs(pixels(settled(page, picture)) - pixels(before)).max(2) > 30).sum() > 100:
+            return
+    raise AssertionError(f"{look} stayed as it was")
+
+
+def settled(page, picture) -> bytes:
+    "A picture that is the same twice."
+    before = picture.screenshot()
+    for _ in range(40):
+        page.wait_for_timeout(250)
+        now = picture.screenshot()
+        if now == before:
+            break
+        before = now
+    return before
+
+
+def test_explorers(page):
+    run(page, "nbs/tutorials/05_explorers.ipynb")
+    turns(page, explorer(page, "Scene(run).play("), "canvas")
+    page.evaluate(
+        "() => { window.jupyterapp.commands.execute('notebook:restart-run-all').then(() => window.again = true) }"
+    )
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    page.wait_for_function("() => window.again")
+    check(page)
+    first = explorer(page, "Scene(run).play(")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:create-output-view')")
+    second = page.locator(".jp-LinkedOutputView")
+    second.locator("canvas").first.wait_for()
+    turns(page, second, "canvas")
+    turns(page, first, "canvas")

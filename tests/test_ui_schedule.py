@@ -86,7 +86,7 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, opened):
     page.get_by_role("button", name="Add").click()
     page.get_by_role("button", name="Solve").click()
     page.get_by_text("Solving: objective").wait_for()  # there is a plan, and a curve
-    page.locator(".bk-Figure").nth(2).wait_for()
+    page.locator(".bk-Figure").nth(2).wait_for()  # of objective and bound
     page.get_by_role("button", name="Cancel").click()
     page.locator(".dtwb-moved").wait_for()
     assert tiles(page) != before

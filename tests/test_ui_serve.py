@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from browser import SERVE, served, watched
+from browser import served, watched
 from conftest import ROOT
 
-FINE = "import panel as pn; pn.extension(); pn.pane.HTML('<b class=there>there</b>').servable();"
+FINE = (
+    "import panel as pn; from dtwb.ui.shell import page; "
+    "page('fine', lambda: ([], [pn.pane.HTML('<b class=there>there</b>')])).servable();"
+)
 ILL = "from dtwb.ui.shell import page; page('ill', lambda: 1 / 0).servable();"
 
 
@@ -74,28 +77,20 @@ def test_every_process_draws_without_another_host(small, browser):
             visit(f"{small}/{app}").wait_for_selector(sign)
 
 
-def test_processes_end_with_their_parent(tmp_path):
-    (tmp_path / "apps").mkdir()
-    notebook(tmp_path / "apps" / "fine.ipynb", "a = 1")
-    environment = os.environ | {"DTWB_PATHS__DATA": str(tmp_path / "data"), "DTWB_SERVE__PROCESSES": "2"}
-    command = [sys.executable, "-c", SERVE, str(tmp_path / "apps")]
-    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout.readline().startswith("at ")
-        children = psutil.Process(server.pid).children()
-        assert len(children) == 2
-        server.send_signal(signal.SIGKILL)
-        assert psutil.wait_procs(children, timeout=60)[1] == []
+def test_processes_end_with_their_parent(small):
+    "The last test with `small`, which is killed."
+    port = int(small.split(":")[2].split("/")[0])
+    ours = [p for p in psutil.Process().children() if any(c.laddr.port == port for c in p.net_connections("tcp"))]
+    (server,) = ours
+    processes = server.children()
+    assert len(processes) == 2
+    server.send_signal(signal.SIGKILL)
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
 
 
-def test_what_cannot_be_served_is_said_in_one_line(workbench, tmp_path):
-    (tmp_path / "no.pem").write_text("no certificate")
-    for options, says in (
-        (("--certificate", tmp_path / "no.pem", "--key", tmp_path / "no.pem"), "cannot be used"),
-        (("--certificate", tmp_path / "no.pem"), "HTTPS takes both"),
-        (("--origin", "https://plant.example/"), "this is no host"),
-    ):
-        done = workbench("serve", "--port", "0", *options)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+def test_what_cannot_be_served_is_said_in_one_line(workbench):
+    done = workbench("serve", "--port", "0", "--certificate", "nowhere.pem", "--key", "nowhere.pem")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere.pem: cannot be used" in done.stderr
 
 
 def test_the_wheel_serves_from_an_empty_folder(tmp_path):
@@ -111,15 +106,20 @@ def test_the_wheel_serves_from_an_empty_folder(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--no-compile", "--target", str(target),
                     str(next(tmp_path.glob("*.whl")))], check=True, timeout=170)  # fmt: skip
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DTWB_")}
-    script = f"import dtwb; assert dtwb.__file__.startswith({str(target)!r}), dtwb.__file__; {SERVE}"
+    told = "started=lambda url: print(url, *find_apps(), flush=True), warm=False"
+    script = (
+        f"import dtwb; from dtwb.ui.serve import find_apps, serve; print(dtwb.__file__); serve('127.0.0.1', 0, {told})"
+    )
     command, env = [sys.executable, "-c", script], clean | {"PYTHONPATH": str(target)}
     server = subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, text=True)
     try:
-        url = server.stdout.readline().split()[1]
-        states = requests.get(f"{url.rpartition('/')[0]}/health", timeout=170).json()
+        assert server.stdout.readline().startswith(str(target))
+        url, *found = server.stdout.readline().split()
+        page = requests.get(url, timeout=170)
     finally:
         server.terminate()
         server.wait(30)
+    assert page.status_code == 200 and "dtwb overview" in page.text
     apps = {path.stem for path in (ROOT / "nbs" / "apps").glob("*.ipynb")}
-    assert states["apps"] == dict.fromkeys(apps, "ok") and apps >= {"overview", "users"}
+    assert set(found) == apps and apps >= {"overview", "users"}
     assert [path.name for path in place.iterdir()] == ["data"]

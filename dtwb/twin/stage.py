@@ -239,12 +239,14 @@ class Stage:
         middle = (self.floor.points.min(0) + self.floor.points.max(0)) / 2
         self.middle = np.array([*middle.tolist(), 0.0])
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
-        sheet, unseen = three.PlaneBufferGeometry(width=wide, height=deep), three.MeshBasicMaterial(fog=False)
-        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size], visible=False)
+        sheet = three.PlaneBufferGeometry(width=wide, height=deep)
+        unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
+        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size])
         things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
         self.camera, self.controls = _camera(self.floor, width / height)
+        self.start = tuple(self.camera.position)
         self.picker = three.Picker(controlling=self.sheet, event="click")
         self.renderer = three.Renderer(
             camera=self.camera,

@@ -29,6 +29,7 @@ from .runs import RunApp, RunView
 from .shell import Keys, empty_state, error_panel, exports, log_error, section, sync, toast
 from dtwb.ui.shots import (
     FILTERS,
+    MOST_BYTES,
     Shot,
     Strip,
     generated_shots,
@@ -103,11 +104,11 @@ class Side(pn.viewable.Viewer):
         self._offering = False  # while the pickers are filled
         self._names: dict[str, float] = {}  # of thresholds
         self.changed: list[Callable[[], Any]] = []  # told when something else is seen
-        self.pick_model = _select("Model", 170, options=[])
-        self.pick_backend = _select("Backend", 110, options=[n for n in BACKENDS if n != "tensorrt"])
-        self.pick_method = _select("Where it looked", 190, options={})
-        self.pick_layer = _select("Layer", 160, options=[], visible=False)
-        self.pick_head = _select("Head", 100, options=[MEAN], visible=False)
+        self.pick_model = _select("Model", 150, options=[])
+        self.pick_backend = _select("Backend", 96, options=[n for n in BACKENDS if n != "tensorrt"])
+        self.pick_method = _select("Where it looked", 176, options={})
+        self.pick_layer = _select("Layer", 150, options=[], visible=False)
+        self.pick_head = _select("Head", 84, options=[MEAN], visible=False)
         self.slider = pmui.FloatSlider(
             label="Threshold", start=0, end=1, step=0.005, value=0.5, format="0.000", sizing_mode="stretch_width",
             margin=(8, 18, 0, 18),
@@ -132,6 +133,7 @@ class Side(pn.viewable.Viewer):
         moved = pn.Column(
             pn.Row(self.slider, self.named, sizing_mode="stretch_width", styles={"align-items": "center"}),
             self.rates.pane,
+            pn.pane.HTML(self.rates.legend, margin=(0, 12)),
             sizing_mode="stretch_width",
         )
         does = pn.Column(self.effect, sizing_mode="stretch_width")
@@ -145,8 +147,8 @@ class Side(pn.viewable.Viewer):
         for name in ("model", "backend", "method", "layer", "head"):
             widget = getattr(self, f"pick_{name}")
             widget.param.watch(lambda e, name=name: self._picked(name, e.new), "value")
-        self.param.watch(lambda _: self.ask(), ["model", "backend", "method", "layer", "head"])
-        self.param.watch(lambda _: self._moved(), "threshold")
+        self.param.watch(lambda *_: self.ask(), ["model", "backend", "method", "layer", "head"])
+        self.param.watch(lambda *_: self._moved(), "threshold")
         self.slider.param.watch(lambda e: self._slid(e.new), "value")
         self.slider.param.watch(lambda _: self.tiled and self.ask(), "value_throttled")
         self.named.param.watch(lambda e: e.new is not None and self.param.update(threshold=e.new), "value")
@@ -422,7 +424,9 @@ class Attention(RunApp):
         self.pick_only = _select("Show", 160, options={label: key for key, label in FILTERS.items()}, value="all")
         self.fresh = pmui.Button(label="Other tiles", size="small", variant="outlined", margin=(12, 6))
         self.upload = pmui.FileInput(
-            label="Drop an image here, or click to choose", multiple=False, variant="outlined", margin=(8, 6),
+            label="Drop an image here, or click to choose (at most 25 MB)",
+            uploaded_label="Drop another image here, or click to choose",
+            max_file_size=MOST_BYTES, multiple=False, variant="outlined", margin=(8, 6),
             sizing_mode="stretch_width", sx={"height": "84px", "width": "100%", "borderStyle": "dashed"},
         )  # fmt: skip
         self.strip = Strip(sizing_mode="stretch_width", margin=(0, 6))
@@ -464,8 +468,8 @@ class Attention(RunApp):
         for name in ("source", "only"):
             widget = getattr(self, f"pick_{name}")
             widget.param.watch(lambda e, name=name: e.new and self.param.update(**{name: e.new}), "value")
-        self.param.watch(lambda _: self._began and self.take(), ["source", "only", "seed"])
-        self.param.watch(lambda _: self._began and self._compared(), "compare")
+        self.param.watch(lambda *_: self._began and self.take(), ["source", "only", "seed"])
+        self.param.watch(lambda *_: self._began and self._compared(), "compare")
         self.strip.param.watch(lambda e: self.go(e.new), "index")
         self.fresh.on_click(lambda _: self._other_tiles())
         self.before.on_click(lambda _: self.step(-1))
@@ -586,12 +590,17 @@ def _differ(self: Attention) -> None:
         self.difference.object = ""
         return
     b_map = b.map if b.map.shape == a.map.shape else cv2.resize(b.map, a.map.shape[::-1])
-    apart = np.abs(a.map - b_map)
+    maps = _apart(a.map, b_map) if a.method == b.method else "the maps are of different methods"
     self.difference.object = (
-        f"The probability of a defect differs by <b>{abs(a.p_defect - b.p_defect):.3f}</b>, the maps by at most "
-        f"<b>{apart.max():.3f}</b> (mean {apart.mean():.4f}); the times are {a.detection.inference_time_ms:.1f} and "
-        f"{b.detection.inference_time_ms:.1f} ms."
+        "<div class='dtwb-difference'>The probability of a defect differs by "
+        f"<b>{abs(a.p_defect - b.p_defect):.3f}</b>, {maps}; the times are "
+        f"{a.detection.inference_time_ms:.1f} and {b.detection.inference_time_ms:.1f} ms.</div>"
     )
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> str:
+    apart = np.abs(a - b)
+    return f"the maps by at most <b>{apart.max():.3f}</b> (mean {apart.mean():.4f})"
 
 # %% ../../nbs/ui/24_attention_app.ipynb #492a2868
 @patch
@@ -639,19 +648,19 @@ def _tools(self: Attention) -> pn.viewable.Viewable:
     self.comparing = pmui.Switch(label="Compare", value=False, margin=(12, 8))
     self.tiles = pmui.Switch(label="Full resolution, in tiles", value=False, margin=(12, 8), visible=False)
     for widget in (self.opacity, self.palette, self.marks):
-        widget.param.watch(lambda _: self._style(), "value")
+        widget.param.watch(lambda *_: self._style(), "value")
     self.comparing.param.watch(lambda e: self.param.update(compare=e.new), "value")
     self.tiles.param.watch(lambda _: self._look(self.index), "value")
     saved = exports("attention", csv=self._csv, png=self._png)
     return pn.FlexBox(
         self.opacity, self.palette, self.marks, self.comparing, self.tiles, saved,
-        sizing_mode="stretch_width", styles={"align-items": "center", "gap": "4px"},
+        sizing_mode="stretch_width", align_items="center",
     )  # fmt: skip
 
 
 @patch
 def _png(self: Attention) -> bytes:
-    sides = [side for side in (self.first, self.second) if side and side.look and side in self.sides]
+    sides = [side for side in (self.first, self.second) if side and side.look and (side is self.first or self.compare)]
     pictures = [_drawn_of(side) for side in sides]
     if not pictures:
         raise ModelError("nothing is shown", "PNG", "choose a picture and a model")

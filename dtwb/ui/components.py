@@ -84,7 +84,7 @@ class Navigation(pn.custom.JSComponent):
         .upright a {padding: .7em 1em}
         .upright a[aria-current] {background: #8883; box-shadow: inset 3px 0 currentColor}
         .upright .user {padding: 1.2em 1em .3em}
-        @media (max-width: 899px) {
+        @media (max-width: 1099px) {
           .bar a:not(.brand), .bar .user {display: none}
           .bar .here {display: inline}
         }
@@ -100,8 +100,8 @@ class Navigation(pn.custom.JSComponent):
       const at = new Date().toLocaleTimeString()
       const banner = Object.assign(document.createElement("div"), {className: "dtwb-lost", role: "alert"})
       banner.textContent = `The connection to the server was lost at ${at}: what you see is no longer updated. `
-      banner.style.cssText = "position:fixed;left:0;right:0;bottom:0;z-index:5000;padding:.8em 1.2em;background:#8a1c00;" +
-        "color:#fff;font:15px sans-serif;display:flex;gap:1em;align-items:center;justify-content:center"
+      banner.style.cssText = "position:fixed;left:0;right:0;bottom:0;z-index:5000;padding:.8em 1.2em;color:#fff;" +
+        "background:#8a1c00;font:15px sans-serif;display:flex;gap:1em;align-items:center;justify-content:center"
       const again = Object.assign(document.createElement("button"), {textContent: "Reload"})
       again.style.cssText = "font:inherit;padding:.3em 1em;cursor:pointer"
       again.onclick = () => location.reload()

@@ -115,7 +115,7 @@ def _acyclic(edges: Iterable[tuple]) -> bool:
 # %% ../../nbs/ui/15_flow.ipynb #0594bbb0
 def sankey(
     flow: pd.DataFrame,  # of `flows`
-    height: int = 420,  # px
+    height: int = 360,  # px
 ) -> Any:  # hv.Sankey
     "The material flow: width is parts."
     colors = {kind: FLOW_COLORS[kind] for kind in flow.kind.unique()}
@@ -132,7 +132,9 @@ def sankey(
         cmap=nodes,
         node_padding=14,
         node_width=12,
-        label_text_font_size="9pt",
+        node_size=0,
+        node_line_alpha=0,
+        label_text_font_size="8.5pt",
         show_values=False,
         height=height,
         tools=["save"],
@@ -144,7 +146,7 @@ def sankey(
 def _dress(plot: Any, element: Any) -> None:
     "Room for the last names, and their colour from the page's theme, which knows titles but not these."
     figure = plot.state
-    figure.update(width=None, sizing_mode="stretch_width")
+    figure.update(width=None, min_width=720, sizing_mode="stretch_width")
     figure.toolbar.logo = None
     first, last = float(min(element.nodes.dimension_values(0))), float(max(element.nodes.dimension_values(0)))
     figure.x_range.update(start=first - 0.02 * (last - first), end=last + 0.12 * (last - first))
@@ -207,18 +209,19 @@ def pareto(
         backend="bokeh",
         color="#0072B2",
         line_alpha=0,
-        ylim=(0, total),
+        ylim=(0, 1.05 * total),
         ylabel="defects",
         xlabel="",
         tools=["hover"],
+        default_tools=[],
         bar_width=0.7,
         xrotation=30 if len(frame) > 8 else 0,
     )
     line = hv.Curve(data, "name", "percent").opts(
-        backend="bokeh", color="#E69F00", line_width=2, ylim=(0, 100), ylabel="together, %"
+        backend="bokeh", color="#E69F00", line_width=2, ylim=(0, 105), ylabel="together, %", default_tools=[]
     )
     dots = hv.Scatter(data, "name", "percent").opts(
-        backend="bokeh", color="#E69F00", size=7, tools=["hover"], ylim=(0, 100)
+        backend="bokeh", color="#E69F00", size=7, tools=["hover"], ylim=(0, 105), default_tools=[]
     )
     return (bars * line * dots).opts(
         backend="bokeh",

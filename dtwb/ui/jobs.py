@@ -63,7 +63,7 @@ class Job(pn.viewable.Viewer):
         self.text = pn.pane.HTML("", margin=(2, 10), align="center")
         self.cancel = pmui.Button(label="Cancel", size="small", variant="outlined", margin=(2, 10))
         self.cancel.on_click(lambda _: self.stop())
-        row = pn.Row(self.text, self.cancel, styles={"align-items": "center", "flex-wrap": "wrap"})
+        row = pn.Row(self.cancel, self.text, styles={"align-items": "center", "flex-wrap": "wrap"})
         self.view = pn.Column(self.bar, row, visible=False, **size)
         at_end(self.stop)
 

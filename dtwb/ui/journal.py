@@ -138,7 +138,7 @@ def _row(alarm: dict, acknowledge: Callable[[str], Any] | None) -> pn.Row:
     color = _SEVERITY.get(alarm["severity"], "#56B4E9")
     html = (
         f"<div class='dtwb-alarm' data-alarm='{escape(alarm['alarm'])}' "
-        f"style='border-left:6px solid {color};padding:.1em .7em'>"
+        f"style='border-left:6px solid {color};padding:.1em .7em;font-size:.85rem'>"
         f"<b>{escape(alarm['severity'])}</b> · {escape(alarm['subject'])} · {alarm['time']}"
         f"<div>{escape(alarm['message'])}</div></div>"
     )
@@ -178,7 +178,9 @@ _RECORD = re.compile(rf"(\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?)\S* +({'|'.join(L
 def read_log(
     path: Path,  # log.txt
     most: int = 1_000_000,  # bytes, from its end
-) -> pd.DataFrame:  # columns LOG, in the order of writing; StoreError where it cannot be read
+) -> (
+    pd.DataFrame
+):  # columns LOG, times as written (ours are UTC), in the order of writing; StoreError where it cannot be read
     "The log of a run."
     try:
         with path.open("rb") as file:
@@ -189,7 +191,8 @@ def read_log(
     rows: list[list[str]] = []
     for line in text.splitlines():
         if record := _RECORD.fullmatch(line):
-            rows.append(list(record.groups()))
+            when, *rest = record.groups()
+            rows.append([when.replace("T", " ").removesuffix("Z"), *rest])
         elif rows and (rows[-1][0] or not line.strip()):
             rows[-1][3] += f"\n{line}"
         else:
@@ -215,7 +218,7 @@ def log_of(
         level = "ERROR" if record["error"] else "INFO"
         rows.append((record["ended"], level, f"{record['status']}{': ' + record['error'] if record['error'] else ''}"))
     return pd.DataFrame(
-        [(f"{t:%Y-%m-%dT%H:%M:%SZ}" if t else "", level, "store", said) for t, level, said in rows], columns=LOG
+        [(f"{t:%Y-%m-%d %H:%M:%S}" if t else "", level, "store", said) for t, level, said in rows], columns=LOG
     )
 
 

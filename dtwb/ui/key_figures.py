@@ -229,7 +229,7 @@ def _with_target(tile: Tile, values: Mapping, frame: pd.DataFrame, asked: Mappin
             series, target.value if target and of == tile.name else None, f"{tile.label} over the run"
         )
     if target is None:
-        return Tile(tile.name, tile.label, tile.number, tile.unit, tile.note, spark)
+        return Tile(tile.name, tile.label, tile.number, tile.unit, tile.note or "no target is set", spark)
     number, unit = shown(of, target.value, UNITS[of])
     words = f"{'at least' if target.at_least else 'at most'} {number} {unit}"
     met = target.met(value) if math.isfinite(value) else None

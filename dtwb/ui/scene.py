@@ -185,7 +185,7 @@ export function render({ model, view }) {
     before = now
     if (model.playing) {
       t = Math.min(t + passed * model.speed, model.end)
-      if (t >= model.end) { model.playing = false; tell() }
+      if (t >= model.end) { tell(); model.playing = false }
     } else if (model.live) {
       t += (model.end - t) * Math.min(1, passed)
       if (model.end - t < 0.05) t = model.end
@@ -199,7 +199,7 @@ export function render({ model, view }) {
   function go(to) { t = Math.min(Math.max(to, 0), model.end); if (model.live) model.live = false; show(); tellSoon() }
   function toggle() {
     if (!model.playing && t >= model.end) t = 0
-    model.live = false; model.playing = !model.playing; show(); tell(); run()
+    model.live = false; tell(); model.playing = !model.playing; show(); run()
   }
   play.onclick = toggle
   part(".back").onclick = () => go(t - model.speed); part(".on").onclick = () => go(t + model.speed)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COLOUR_BY', 'STATUS', 'BARS', 'BESIDE', 'BANDS', 'TIPS', 'ZOOMS', 'Groups', 'group_colors', 'plan_bars', 'done_bars',
            'foreseen_bars', 'hatched', 'beside_bars', 'happened_bars', 'cornered', 'critical_frames', 'gantt',
-           'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture']
+           'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture',
+           'SearchCurve']
 
-# %% ../../nbs/ui/40_schedule.ipynb #a2b8446f
+# %% ../../nbs/ui/40_schedule.ipynb #e271b81f
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import panel as pn
 from bokeh.models import ColumnDataSource, Range1d
+from bokeh.plotting import figure
 
 from ..core.schedule import STATUS_COLORS, Schedule, ScheduledOperation
 from ..scheduling.critical import closed_times, critical_links, setup_times
@@ -26,7 +28,7 @@ from ..scheduling.problem import Solution, machine_of
 from .parts import BAR, timeline_svg
 from .shell import clock
 
-# %% ../../nbs/ui/40_schedule.ipynb #ec3d5af4
+# %% ../../nbs/ui/40_schedule.ipynb #892c8b09
 COLOUR_BY = ("order", "job", "product", "operation", "status")
 STATUS = {"done": "#999999", "under way": "#009E73", "to come": "#56B4E9", "late": "#D55E00"}
 
@@ -60,7 +62,7 @@ def group_colors(
 def _as_counted(name: str) -> list[tuple[int, str]]:  # o2 before o10
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
-# %% ../../nbs/ui/40_schedule.ipynb #4f66fbda
+# %% ../../nbs/ui/40_schedule.ipynb #9399e39f
 BARS = [*BAR, "kind", "job", "operation", "group"]
 
 
@@ -95,7 +97,7 @@ def _changed(reference: Schedule | None, plan: Solution) -> dict[tuple[str, str]
     table: Any = changes(reference or Schedule(), plan)
     return dict(zip(zip(table.job, table.operation), table.change))
 
-# %% ../../nbs/ui/40_schedule.ipynb #d98ce4ea
+# %% ../../nbs/ui/40_schedule.ipynb #a889b49a
 def done_bars(
     operations: pd.DataFrame,  # from twin.kpis.executed
     groups: Groups,
@@ -138,7 +140,7 @@ def foreseen_bars(
             rows.append((r.machine, r.start, r.end, "upper", label, "planned", "plan", r.job, r.operation, group))
     return pd.DataFrame(rows, columns=[c for c in BARS if c != "color"])
 
-# %% ../../nbs/ui/40_schedule.ipynb #85f92c7b
+# %% ../../nbs/ui/40_schedule.ipynb #9f5f2f4e
 BESIDE = {
     "set-up": STATUS_COLORS["SETUP"],
     "maintenance": STATUS_COLORS["MAINTENANCE"],
@@ -184,7 +186,7 @@ def happened_bars(
             rows.append((r.machine, r.start, end, "lower", BESIDE[kind], kind, "", kind, "", "", kind))
     return pd.DataFrame(rows, columns=BARS)
 
-# %% ../../nbs/ui/40_schedule.ipynb #bbc981cc
+# %% ../../nbs/ui/40_schedule.ipynb #f0bbef67
 BANDS = {"all": (-0.4, 0.4), "upper": (0.05, 0.42), "lower": (-0.42, 0.01)}
 TIPS = [("", "@label"), ("machine", "@lane"), ("when", "@when"), ("", "@detail")]
 
@@ -221,7 +223,7 @@ def _hatched(plot: Any, element: Any) -> None:
     glyph = plot.handles["glyph"]
     glyph.hatch_pattern, glyph.hatch_color, glyph.hatch_alpha, glyph.hatch_scale = "/", "#000000", 0.5, 6
 
-# %% ../../nbs/ui/40_schedule.ipynb #71d9c08b
+# %% ../../nbs/ui/40_schedule.ipynb #fd73b1f6
 def critical_frames(
     plan: Solution,
     bars: pd.DataFrame,  # of the plan, with corners
@@ -249,7 +251,7 @@ def _framed(frames: pd.DataFrame, links: pd.DataFrame) -> list[Any]:
         layers += [boxes, lines]
     return layers
 
-# %% ../../nbs/ui/40_schedule.ipynb #c842ad9e
+# %% ../../nbs/ui/40_schedule.ipynb #1cf38d7d
 def gantt(
     bars: pd.DataFrame,  # of plan and reality, with their colours: columns BARS
     machines: Sequence[str],  # from top to bottom
@@ -286,7 +288,7 @@ def gantt(
         layers.append(hv.VLine(now).opts(color="#D55E00", line_dash="dashed", line_width=2))
     return _on_time_axis(layers, machines, notes or {})
 
-# %% ../../nbs/ui/40_schedule.ipynb #375ed221
+# %% ../../nbs/ui/40_schedule.ipynb #a4e97372
 def left_margin(machines: Iterable[str]) -> int:  # px
     "As much as the longest name needs, so that charts below each other are flush."
     return 34 + round(6.3 * max([*(len(name) for name in machines), 8]))
@@ -324,12 +326,12 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
         hooks=[_time_axis, flush],
     )
 
-# %% ../../nbs/ui/40_schedule.ipynb #adbc3c61
+# %% ../../nbs/ui/40_schedule.ipynb #63f16ba0
 def gantt_svg(bars: pd.DataFrame, beside: pd.DataFrame, machines: Sequence[str]) -> str:
     "The same bars as an SVG element."
     return timeline_svg(pd.concat([beside, bars], ignore_index=True).loc[:, BAR], machines)
 
-# %% ../../nbs/ui/40_schedule.ipynb #916332d1
+# %% ../../nbs/ui/40_schedule.ipynb #4f43c979
 def names_in_view(
     bars: pd.DataFrame,  # with corners
     since: float,  # s
@@ -351,7 +353,7 @@ def _light(colour: str) -> bool:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue > 120
 
-# %% ../../nbs/ui/40_schedule.ipynb #5bcbe6b2
+# %% ../../nbs/ui/40_schedule.ipynb #c260bafb
 def utilisation_row(
     plan: Solution | Schedule,
     machines: Sequence[str],  # those of the Gantt chart
@@ -405,7 +407,7 @@ def working_shares(plan: Solution | Schedule) -> dict[str, str]:  # machine -> e
     shares = utilisation(plan)["working"]
     return {str(machine): f"  {share:.0%}".replace("%", " %") for machine, share in shares.items()}
 
-# %% ../../nbs/ui/40_schedule.ipynb #ee2b9fd7
+# %% ../../nbs/ui/40_schedule.ipynb #61054e58
 ZOOMS = {"All": None, "Day": 86400.0, "Shift": 28800.0, "Hour": 3600.0, "10 min": 600.0}  # s
 
 
@@ -459,3 +461,47 @@ class SchedulePicture:
             self.write_names()
 
         document.add_timeout_callback(write, 250)  # ms
+
+# %% ../../nbs/ui/40_schedule.ipynb #9a12ba9d
+class SearchCurve:
+    "Objective and bound over the time of a search."
+
+    def __init__(self):
+        self.data = {name: ColumnDataSource({"t": [], "v": []}) for name in ("objective", "bound")}
+        self.ranges = Range1d(start=0, end=1), Range1d(start=0, end=1)
+        chart: Any = figure(
+            height=190,
+            sizing_mode="stretch_width",
+            toolbar_location=None,
+            tools="",
+            x_range=self.ranges[0],
+            y_range=self.ranges[1],
+        )
+        for name, colour, dash in (("objective", "#0072B2", "solid"), ("bound", "#D55E00", "dashed")):
+            look = {"line_width": 2, "color": colour, "line_dash": dash, "legend_label": name}
+            chart.step("t", "v", source=self.data[name], mode="after", **look)
+        chart.xaxis.axis_label, chart.yaxis.axis_label = "time (s)", "objective"
+        chart.legend.update(
+            orientation="horizontal", location="top_right", background_fill_alpha=0, border_line_alpha=0
+        )
+        chart.outline_line_color = None
+        self.view = pn.pane.Bokeh(chart, sizing_mode="stretch_width", margin=(0, 8), visible=False)
+
+    def show(self, trace: Sequence[tuple[float, float, float | None]], until: float = 0.0) -> None:  # s
+        "Show what has been found; nothing: hide."
+        self.view.visible = bool(trace)
+        if not trace:
+            return
+        until = max(until, trace[-1][0], 0.1)
+        for name, points in (
+            ("objective", [(t, v) for t, v, _ in trace]),
+            ("bound", [(t, b) for t, _, b in trace if b is not None]),
+        ):
+            ended = [*points, (until, points[-1][1])] if points else []
+            self.data[name].data = {"t": [t for t, _ in ended], "v": [v for _, v in ended]}
+        best, worst = min(v for _, v, _ in trace), max(v for _, v, _ in trace)
+        bounds = [b for _, _, b in trace if b is not None]
+        low, high = min([best, *bounds[-1:]]), min(worst, best + 3 * max(abs(best), 1.0))
+        room = 0.08 * max(high - low, 1e-6, 0.05 * abs(high))
+        self.ranges[0].end = until
+        self.ranges[1].update(start=low - room, end=high + room)

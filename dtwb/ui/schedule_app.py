@@ -6,7 +6,7 @@
 __all__ = ['IN_FORCE', 'LARGE', 'plans_of', 'plan_at', 'chart_of', 'moved_frames', 'strip_html', 'Schedules', 'figures_html',
            'create_app']
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #4294dd22
+# %% ../../nbs/ui/45_schedule_app.ipynb #d510c403
 import time as timer
 from collections.abc import Callable
 from html import escape
@@ -23,7 +23,7 @@ from ..core.errors import DtwbError, ScheduleError
 from ..core.schedule import Schedule, ScheduledOperation
 from ..core.state import History, initial_state
 from ..scheduling.pareto import Front
-from ..scheduling.pictures import plot_pareto, plot_progress
+from ..scheduling.pictures import plot_pareto
 from ..scheduling.problem import Solution
 from ..store.database import Store
 from . import parts
@@ -36,6 +36,7 @@ from dtwb.ui.schedule import (
     ZOOMS,
     Groups,
     SchedulePicture,
+    SearchCurve,
     beside_bars,
     cornered,
     done_bars,
@@ -49,7 +50,7 @@ from dtwb.ui.schedule import (
     utilisation_row,
     working_shares,
 )
-from .shell import clock, empty_state, error_panel, every, exports, guard, section, toast
+from .shell import clock, empty_state, error_panel, every, exports, guard, section, skeleton, toast
 from .users import may, require, user
 from dtwb.ui.what_if import (
     Answer,
@@ -68,7 +69,7 @@ from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
 from .what_if_panel import GOALS, ONE_LINE, WhatIfPanel, spoken
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #cfbd6117
+# %% ../../nbs/ui/45_schedule_app.ipynb #b5986363
 IN_FORCE = "in force"
 
 
@@ -93,7 +94,7 @@ def plan_at(plans: dict[str, tuple[float, Schedule]], now: float) -> Schedule:
     known = [plan for time, plan in plans.values() if time <= now]
     return known[-1] if known else Schedule()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #2a17e17a
+# %% ../../nbs/ui/45_schedule_app.ipynb #4167227c
 def chart_of(
     view: RunView,
     situation: Situation,
@@ -131,7 +132,7 @@ def _groups(view: RunView, situation: Situation) -> Groups:
         groups.of[id] = job.order, job.product
     return groups
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #314f4227
+# %% ../../nbs/ui/45_schedule_app.ipynb #51df30fc
 def moved_frames(answer: Answer) -> pd.DataFrame:  # columns BARS
     "Where the operations were that have moved."
     new = {(row.job, row.operation): row for row in answer.solution.schedule.rows} if answer.solution else {}
@@ -158,7 +159,7 @@ def strip_html(base: Solution | None, new: Solution | None) -> str:
         tiles.append((label, f"{value:,.{0 if whole else 1}f}", units.get(label, "h"), note))
     return parts.tiles_html(tiles)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #e76b0fd0
+# %% ../../nbs/ui/45_schedule_app.ipynb #0120cbdb
 def _select(label: str, width: int, **kwargs: Any) -> Any:
     return pmui.Select(label=label, width=width, size="small", margin=(6, 4), **kwargs)
 
@@ -208,8 +209,8 @@ class Schedules(RunApp):
         self._shown: Any = None  # bars, what stands beside, machines
         self.plans: dict[str, tuple[float, Schedule]] = {}
         self.trace: list = []
-        self._drawn = 0  # points of the trace that are drawn
-        self.picture, self.panel = SchedulePicture(), WhatIfPanel()
+        self._drawn, self._began = 0, 0.0  # points of the trace that are drawn; when the search began
+        self.picture, self.panel, self.curve = SchedulePicture(), WhatIfPanel(), SearchCurve()
         self.plan = _select("Plan", 260, options=[IN_FORCE], value=IN_FORCE)
         self.colour = _select("Colour by", 120, options=list(COLOUR_BY), value=self.by)
         self.actual = _select("Reality", 120, options=["all", "until now", "none"], value="all")
@@ -236,8 +237,7 @@ class Schedules(RunApp):
         self.situating = Job("Working out how the plan stands")
         self._wanted: Any = None
         self.bodies = {
-            name: pn.Column(sizing_mode="stretch_width")
-            for name in ("kpis", "legend", "asked", "curve", "answer", "front", "judged")
+            name: pn.Column(sizing_mode="stretch_width") for name in ("kpis", "legend", "answer", "front", "judged")
         }
         self.role_note = pn.pane.HTML("", margin=(6, 8))
         self.content[:] = self._sections()
@@ -245,7 +245,7 @@ class Schedules(RunApp):
         every(self._curve, 500)
         self.start()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #a155ac85
+# %% ../../nbs/ui/45_schedule_app.ipynb #47afd853
 @patch
 def _watch(self: Schedules) -> None:
     self.plan.param.watch(lambda _: self._situate(), "value")
@@ -289,7 +289,7 @@ def _sections(self: Schedules) -> list:
         note="planned above, actual below where there is both; Ctrl and the wheel zoom",
     )
     buttons = pn.FlexBox(self.run_button, self.clear_button, self.role_note, align_items="center")
-    asking = section("What if", self.panel.view, buttons, self.job, b["curve"])
+    asking = section("What if", self.panel.view, buttons, self.job, self.curve.view)
     between = section(
         "Between two aims",
         pn.FlexBox(self.first, self.second, self.front_button, align_items="center"),
@@ -304,7 +304,7 @@ def _sections(self: Schedules) -> list:
     )
     return [section("Key figures of the plan", b["kpis"]), chart, b["answer"], halves]
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #f2eff84e
+# %% ../../nbs/ui/45_schedule_app.ipynb #784c794f
 @patch
 def show(self: Schedules, view: RunView) -> None:
     "Take up a run, or what is new of it."
@@ -319,7 +319,6 @@ def show(self: Schedules, view: RunView) -> None:
         self._situate()
     if self.another_run:
         self.zoom.value = "All"
-        self.picture.zoom(None)
 
 
 @patch
@@ -371,7 +370,7 @@ def _lost(self: Schedules, error: Exception) -> None:
     self.picture.view[:] = [error_panel(error, "The plan", self.view.id)]
     self._set_may()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #96816269
+# %% ../../nbs/ui/45_schedule_app.ipynb #fb5780c8
 @patch
 def _draw(self: Schedules) -> None:
     "Draw all that follows from the situation and the answer."
@@ -384,7 +383,11 @@ def _draw(self: Schedules) -> None:
     self.colour.param.update(options=options, value=self.by)
     run = self.view.id
     self.bodies["kpis"][:] = [guard(lambda: _strip(self.situation, new), what="The key figures", run=run)]
-    self._draw_chart()
+    if not self._shown and pn.state.curdoc:  # the first time: numbers first
+        self.picture.view[:] = [skeleton(460)]
+        pn.state.curdoc.add_next_tick_callback(self._draw_chart)
+    else:
+        self._draw_chart()
     self._say()
     self._set_may()
 
@@ -429,6 +432,8 @@ def _draw_chart(self: Schedules) -> None:
         legend = colors if len(colors) <= 24 else {}
         kinds = {kind: hatched(kind) for kind in BESIDE if kind in set(beside.kind)}
         self.bodies["legend"][:] = [pn.pane.HTML(parts.legend_html(legend | kinds), margin=(2, 12))]
+        if self.zoom.value == "All":
+            self.picture.zoom(None)
         self._shown = bars, beside, machines
     except Exception as e:
         self.picture.view[:] = [error_panel(e, "The Gantt chart", view.id)]
@@ -447,7 +452,7 @@ def _svg(self: Schedules) -> str:
     bars, beside, machines = self._shown
     return gantt_svg(bars, beside, machines)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #2058f889
+# %% ../../nbs/ui/45_schedule_app.ipynb #1a87f018
 @patch
 def solve(self: Schedules) -> None:
     "Solve what was asked."
@@ -458,8 +463,8 @@ def solve(self: Schedules) -> None:
     if self.job.running or self.other_job.running:
         toast("something is being solved already", "warning")
         return
-    self.trace, self._drawn, began, trace = [], 0, timer.monotonic(), []
-    self.trace = trace
+    self.trace, began = [], timer.monotonic()
+    self._began, trace = began, self.trace
 
     def work(report: Report) -> Answer:
         def going() -> bool:
@@ -502,23 +507,13 @@ def _no_plan(asked: str, why: str, how: str = "") -> Any:
         body, title="There is no such plan", severity="warning", sizing_mode="stretch_width", margin=(6, 6)
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #5d5778b4
+# %% ../../nbs/ui/45_schedule_app.ipynb #e7ed5041
 @patch
 def _curve(self: Schedules) -> None:
     "Draw the curve of the search, if there is something new."
-    if len(self.trace) == self._drawn and not (self.job.running and self.trace):
-        return
-    self._drawn = len(self.trace)
-    points = list(self.trace)
-    if not points:
-        self.bodies["curve"][:] = []
-        return
-    values = [value for _, *both in points for value in both if value is not None]
-    steep = min(values) > 0 and max(values) > 20 * min(values)
-    chart = plot_progress({"objective": points}, height=200).opts(ylabel="objective", toolbar=None, logy=steep)
-    self.bodies["curve"][:] = [
-        pn.pane.Bokeh(hv.render(chart, backend="bokeh"), sizing_mode="stretch_width", margin=(0, 8))
-    ]
+    if len(self.trace) != self._drawn or (self.job.running and self.trace):
+        self._drawn = len(self.trace)
+        self.curve.show(list(self.trace), timer.monotonic() - self._began if self.job.running else 0.0)
 
 
 @patch
@@ -533,7 +528,7 @@ def _set_may(self: Schedules) -> None:
         "" if allowed else "<span class='dtwb-viewer'>You are here as a viewer: an engineer runs what-ifs.</span>"
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #c2c0bb79
+# %% ../../nbs/ui/45_schedule_app.ipynb #fec2d767
 @patch
 def _say(self: Schedules) -> None:
     "Show the answer."
@@ -592,7 +587,7 @@ def figures_html(frame: pd.DataFrame) -> str:
         rows.append(f"<tr style='border-top:1px solid #8884' data-figure='{label}'>{first}{cells}</tr>")
     return f"<table style='border-collapse:collapse;font-size:.9rem'><tr>{head}</tr>{''.join(rows)}</table>"
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #6d7415f9
+# %% ../../nbs/ui/45_schedule_app.ipynb #64a89211
 @patch
 def accept(self: Schedules) -> None:
     "Keep the new plan with the run."
@@ -604,6 +599,7 @@ def accept(self: Schedules) -> None:
     toast(f"Accepted as version {kept.version}: it is in the list of plans, and in {where}")
     self.panel.changes = ()
     self.answer, self.trace = None, []
+    self._curve()
     self.plans = plans_of(self.view, self.store)
     self.plan.param.update(options=[IN_FORCE, *self.plans], value=IN_FORCE)
     self._situate()
@@ -615,7 +611,7 @@ def discard(self: Schedules) -> None:
     self.job.stop()
     self.panel.changes = ()
     self.answer, self.trace = None, []
-    self.bodies["curve"][:] = []
+    self._curve()
     self._situate()
 
 
@@ -646,7 +642,7 @@ def judge(self: Schedules) -> None:
 
     self.judging.start(work, done)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #277aa873
+# %% ../../nbs/ui/45_schedule_app.ipynb #1a281bc0
 @patch
 def find_front(self: Schedules) -> None:
     "Look for the plans between two objectives."
@@ -731,7 +727,7 @@ def choose(self: Schedules, number: int | None) -> None:
     self._draw()
     self._take_front(case, found, number)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #02ccbd0e
+# %% ../../nbs/ui/45_schedule_app.ipynb #9e63a66a
 def create_app() -> pmui.Page:
     "The schedule as a page to be served."
     return Schedules.serve("dtwb schedule", "schedule")

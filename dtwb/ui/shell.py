@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'FAILED', 'clock', 'ago', 'said', 'error_panel', 'guard', 'log_error', 'empty_state', 'badge_html',
-           'at_end', 'every', 'sync', 'toast', 'callback_failed', 'skeleton', 'later', 'wrapping', 'section',
+           'at_end', 'every', 'sync', 'toast', 'callback_failed', 'skeleton', 'later', 'in_turn', 'wrapping', 'section',
            'download', 'exports', 'page']
 
 # %% ../../nbs/ui/00_shell.ipynb #864688ce
@@ -218,6 +218,22 @@ def later(
     pn.state.onload(show)
     return place
 
+# %% ../../nbs/ui/00_shell.ipynb #7e99e7d3
+def in_turn(
+    *steps: Callable[[], Any],  # each draws one view
+) -> Callable[[], None]:  # call it to leave out what has not been drawn yet
+    "Draw one after the other, in a browser each in a tick of its own, so that one is seen while the next is made."
+    waiting = list(steps)
+
+    def step() -> None:
+        if waiting:
+            _caught(waiting.pop(0))()
+        if waiting:
+            pn.state.execute(step, schedule=True) if _served() else step()
+
+    step()
+    return waiting.clear
+
 # %% ../../nbs/ui/00_shell.ipynb #f51d0852
 _NARROW = "@media (max-width: 599px) {:host > * {max-width: calc(100vw - 64px)}}"  # of a phone
 
@@ -317,7 +333,7 @@ _THEME = {
 
 
 _ORDER = ["overview", "attention", "twin", "schedule", "sweeps"]
-_WIDE = "@media (min-width:900px)"
+_WIDE = "@media (min-width:1100px)"
 _SX = {
     f"{_WIDE}": {"& .header button[aria-label$='drawer']": {"display": "none"}},  # the bar has the links there
     "& .header .MuiToolbar-root": {"paddingLeft": "12px", "paddingRight": "8px"},

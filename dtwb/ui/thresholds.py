@@ -18,6 +18,7 @@ import panel as pn
 from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
 
+from .parts import legend_html
 from ..vision.bundle import Meta
 from ..vision.calibration import operating_point
 from ..vision.images import GOOD
@@ -80,7 +81,7 @@ def _bar(name: str, share: float, said: bool) -> str:
 class Scores:
     "Images whose truth is known, and how likely each was called defective."
 
-    what: str  # in validation, in this run
+    what: str  # in validation, in the run
     p_defect: np.ndarray  # (n,)
     defect: np.ndarray  # (n,) bool
 
@@ -102,7 +103,7 @@ def run_scores(
         return None
     said_good = (known.defect_type == GOOD).to_numpy()
     sure = known.confidence.to_numpy(float)
-    return Scores("in this run", np.where(said_good, 1 - sure, sure), (known.truth != GOOD).to_numpy())
+    return Scores("in the run", np.where(said_good, 1 - sure, sure), (known.truth != GOOD).to_numpy())
 
 # %% ../../nbs/ui/21_thresholds.ipynb #b8affcec
 _ROWS = {"recall": "Defects found", "false_alarm_rate": "False alarms", "precision": "Alarms that are right"}
@@ -172,6 +173,7 @@ class Rates:
     "A figure of both shares, with the threshold as a line to be moved."
 
     def __init__(self, height: int = 190):
+        self.legend = legend_html({"defects found": RECALL, "good parts called defective": ALARMS})
         self.line = Span(dimension="height", line_color="#8a8a8a", line_width=2, location=0.5)
         self.figure: Any = figure(
             height=height, sizing_mode="stretch_width", x_range=Range1d(start=0, end=1),

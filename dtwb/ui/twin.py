@@ -164,7 +164,6 @@ class Twin(RunApp):
     # methods that come below, each beside its prose
     _draw: Any
     _connect: Any
-    _jump: Any
     _look: Any
     _tell: Any
     _choose: Any
@@ -261,16 +260,6 @@ def _connect(self: Twin) -> None:
     self.follow.param.watch(lambda e: self.param.update(part=e.new or ""), "value")
     self.param.watch(lambda _: self._choose(), "machine")
     self.param.watch(lambda _: self._follow(), "part")
-    self.param.watch(lambda e: self.scene and self.scene.clock.param.update(speed=e.new), "speed")
-    self.param.watch(self._jump, "time")
-
-
-@patch
-def _jump(self: Twin, event: Any) -> None:
-    "A time that came with the address."
-    clock = self.scene.clock
-    if event.new is not None and not clock.playing and abs(event.new - round(clock.time, 1)) > 0.05:
-        clock.time = min(max(event.new, 0.0), clock.end)
 
 
 @patch

@@ -251,7 +251,7 @@ class Visitor:
         self.socket: Any
         self.url, self.bytes, self.kinds, self.socket, self.last = url, 0, [], None, 0.0
 
-    async def come(self, settled: float = 1.5, limit: float = 60.0) -> float:  # s until nothing more came
+    async def come(self, settled: float = 1.5, limit: float = 150.0) -> float:  # s until nothing more came
         "Open the page, wait until no message came for `settled` seconds."
         from bokeh.protocol import Protocol
         from tornado.httpclient import AsyncHTTPClient, HTTPRequest
