@@ -2187,6 +2187,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.sweeps.space._fits': ('sweeps/space.html#_fits', 'dtwb/sweeps/space.py'),
                                    'dtwb.sweeps.space._listed': ('sweeps/space.html#_listed', 'dtwb/sweeps/space.py'),
                                    'dtwb.sweeps.space.check_space': ('sweeps/space.html#check_space', 'dtwb/sweeps/space.py'),
+                                   'dtwb.sweeps.space.check_values': ('sweeps/space.html#check_values', 'dtwb/sweeps/space.py'),
                                    'dtwb.sweeps.space.template_parameters': ( 'sweeps/space.html#template_parameters',
                                                                               'dtwb/sweeps/space.py')},
             'dtwb.twin.blueprint': { 'dtwb.twin.blueprint.Blueprint': ('twin/blueprint.html#blueprint', 'dtwb/twin/blueprint.py'),
