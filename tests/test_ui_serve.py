@@ -14,7 +14,10 @@ import requests
 from browser import served, watched
 from conftest import ROOT
 
-FINE = "import panel as pn; pn.extension(); pn.pane.HTML('<b class=there>there</b>').servable();"
+FINE = (
+    "import panel as pn; from dtwb.ui.shell import page; "
+    "page('fine', lambda: ([], [pn.pane.HTML('<b class=there>there</b>')])).servable();"
+)
 ILL = "from dtwb.ui.shell import page; page('ill', lambda: 1 / 0).servable();"
 
 

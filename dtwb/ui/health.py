@@ -34,7 +34,13 @@ def dashboard(
     drawn = app.initialize_document
 
     def initialize_document(doc: Any) -> None:
-        doc.template_variables["dist_url"] = LOCAL_DIST
+        def from_here(_: Any = None) -> None:
+            doc.template_variables["dist_url"] = LOCAL_DIST
+
+        with set_curdoc(doc):
+            if state.location is not None:  # Panel writes `/static/...` there, and forgets the prefix
+                state.location.param.watch(from_here, "pathname")
+        from_here()
         drawn(doc)
         for root in doc.roots:
             patch_model_css(root, dist_url=LOCAL_DIST)

@@ -22,7 +22,7 @@ from . import run_views as views
 from .flow import PARETO_BY, flows, pareto_frame, pareto_svg, sankey_svg
 from .journal import LEVELS, alarms_frame, filtered, longer_stream, stream
 from .runs import RunApp, RunView
-from .shell import exports, guard, log_error, section, toast
+from .shell import exports, guard, in_turn, log_error, section, skeleton, toast
 from .users import may, require, user
 
 # %% ../../nbs/ui/60_overview.ipynb #3755ccee
@@ -52,6 +52,7 @@ class Overview(RunApp):
         super().__init__(store, **params)
         self._layout: Any = None
         self._shown = 0  # events
+        self._stop_drawing: Callable[[], None] = lambda: None
         self._drawing = True  # False: choices are being offered, nobody has chosen
         self._events_of: Any = (None, None)  # a running run's id and the table of its events
         self.x_range = Range1d(start=0, end=1)
@@ -91,11 +92,19 @@ def show(self: Overview, view: RunView) -> None:
     self._offer_choices(view)
     self._drawing = True
     only_seen = known and news == {"AlarmAcknowledged"} and not view.running
-    for name in ("alarms", "events") if only_seen else VIEWS:
-        self._draw(name)
-    layout = view.id, len(self.bodies["comparison"]) > 0
+    layout = view.id, views.comparison_file(view) is not None
     if layout != self._layout:
+        for name, body in self.bodies.items():
+            body[:] = [skeleton(_HEIGHTS.get(name, 160))]
         self._layout, self.content[:] = layout, self._sections(with_comparison=layout[1])
+    if only_seen:  # what is still being drawn goes on
+        in_turn(lambda: self._draw("alarms"), lambda: self._draw("events"))
+        return
+    self._stop_drawing()
+    self._stop_drawing = in_turn(*[lambda name=name: self._draw(name) for name in VIEWS])
+
+
+_HEIGHTS = {"kpis": 240, "machines": 420, "gantt": 400, "states": 400, "flow": 380, "defects": 320, "events": 560}  # px
 
 
 @patch
@@ -122,8 +131,9 @@ def _draw(self: Overview, name: str) -> None:
     if (view := self.view) is None or not self._drawing:
         return
     what, show = VIEWS[name]
-    shown = guard(show, self, view, what=what, run=view.id)
-    self.bodies[name][:] = [] if isinstance(shown, pn.pane.Str) and shown.object is None else [shown]
+    with pn.io.hold():
+        shown = guard(show, self, view, what=what, run=view.id)
+        self.bodies[name][:] = [] if isinstance(shown, pn.pane.Str) and shown.object is None else [shown]
 
 # %% ../../nbs/ui/60_overview.ipynb #fc790aca
 def _events(self: Overview, view: RunView) -> pn.viewable.Viewable:

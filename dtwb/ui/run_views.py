@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['factory_of', 'kpi_frame', 'kpi_tiles', 'kpi_strip', 'machine_cards', 'machine_board', 'gantt_bars', 'gantt', 'states',
-           'material_flow', 'defect_pareto', 'detections', 'alarms', 'comparison', 'table', 'log_frame']
+           'material_flow', 'defect_pareto', 'detections', 'alarms', 'comparison_file', 'comparison', 'table',
+           'log_frame']
 
 # %% ../../nbs/ui/58_run_views.ipynb #f7dbfff9
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -172,10 +174,15 @@ def alarms(
     return alarms_view(alarms_frame(view.events), acknowledge)
 
 
+def comparison_file(view: RunView) -> Path | None:  # None: the run compared nothing
+    "Where the run keeps what the loop was worth."
+    path = view.folder / "comparison.json" if view.folder else None
+    return path if path and path.exists() else None
+
+
 def comparison(view: RunView) -> pn.viewable.Viewable | None:  # None: the run compared nothing
     "What the loop was worth: the figures of the strip, in its units, against each other way of running the plant."
-    path = view.folder / "comparison.json" if view.folder else None
-    if path is None or not path.exists():
+    if (path := comparison_file(view)) is None:
         return None
     frame: Any = parts.read_comparison(path)
     if missing := {"kpi", "unit"} - set(frame.columns):
