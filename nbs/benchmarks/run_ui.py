@@ -34,7 +34,7 @@ QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component
 GL = ["--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FIRST = {  # what is a picture of its own in each app: any of these
     "overview": ".dtwb-kpi",
-    "attention": ".dtwb-attention img, .dtwb-attention canvas, .bk-Figure canvas, img.dtwb-image",
+    "attention": ".dtwb-picture img, .dtwb-picture canvas, .dtwb-picture svg",
     "twin": ".dtwb-scene canvas, canvas",
     "schedule": ".bk-Figure canvas",
     "sweeps": ".tabulator-row, .bk-Figure canvas",
