@@ -1,6 +1,7 @@
 """Dashboards in a real browser: one server, one Chromium and one store of runs for all tests that want them."""
 
 import contextlib
+import logging
 import os
 import queue
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from dtwb.core import events as ev
 from dtwb.core.factory import Factory
 from dtwb.store.database import Store
 from dtwb.store.runs import run_folder
@@ -36,6 +38,7 @@ class Site:
     url: str  # of the overview
     data: Path
     runs: dict[str, Run]  # id -> what was simulated, from the oldest to the newest
+    alarmed: str = ""  # an older one, of `make_overview`
 
     @property
     def root(self) -> str:
@@ -68,6 +71,22 @@ def make_run(data: Path, store: Store, seed: int) -> tuple[str, Run]:
                 detections.append(row | found | {"image": str(image), "bbox": [1, 2, 3, 4]})
         store.add_detections(run.id, detections)
     return run.id, result
+
+
+def make_overview(data: Path, store: Store) -> str:  # the run's id
+    "A small run, over, with two alarms that nobody has seen yet, and a forecast."
+    plant = PLANT.model_copy(update={"orders": PLANT.orders[:3]})
+    news = [
+        ev.FailurePredicted(3600.0, "kiln_1", at=30000.0, probability=0.8),
+        ev.AlarmRaised(4000.0, "press_1", "a1", "warning", "3 defects in 2 h, the last one <b>crack</b>"),
+        ev.AlarmRaised(5000.0, "kiln_1", "a2", "critical", "no temperature for 10 minutes"),
+    ]
+    with run_folder("simulation", seed=4, name="with alarms", store=store, root=data / "runs") as run:
+        plant.save(run.folder / "factory.yaml")
+        for event in ev.in_order([*simulate(plant, rule="edd", seed=4).events, *news]):
+            run.writer(event)
+        logging.getLogger("dtwb.loop").warning("the plan of %s is locked up", plant.name)
+    return run.id
 
 
 @contextlib.contextmanager
@@ -127,13 +146,14 @@ def site(tmp_path_factory):
     data = tmp_path_factory.mktemp("plant") / "data"
     data.mkdir()
     with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
+        alarmed = make_overview(data, store)
         runs = dict(make_run(data, store, seed) for seed in (1, 2))
     apps = data.parent / "apps"  # those that ship, and the probe
     apps.mkdir()
     for notebook in [*ROOT.glob("nbs/apps/*.ipynb"), *ROOT.glob("tests/apps/*.ipynb")]:
         (apps / notebook.name).symlink_to(notebook)
     with served(data, apps) as url:
-        yield Site(url, data, runs)
+        yield Site(url, data, runs, alarmed)
 
 
 @pytest.fixture(scope="session")

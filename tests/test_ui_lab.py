@@ -1,17 +1,18 @@
-"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, and nobody else is asked for anything.
+"""JupyterLab, the researcher's place, in a real browser: notebooks run, widgets and the 3D scene are drawn, offline.
 
-One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened; that all of them run is checked by `test_gates.py`.
+One JupyterLab and one page for all. `04_what_if` and `05_explorers` are run in full, the other tutorials are opened;
+that all of them run is checked by `test_gates.py`.
 """
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from browser import pixels, watched
 from conftest import ROOT
@@ -29,7 +30,8 @@ OPEN = """async path => {
 }"""
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 RAN = """() => panel.content.widgets.filter(cell => cell.model.type == 'code').map(cell => ({
-  count: cell.model.executionCount, errors: cell.model.outputs.toJSON().filter(o => o.output_type == 'error').map(o => o.evalue)
+  count: cell.model.executionCount,
+  errors: cell.model.outputs.toJSON().filter(output => output.output_type == 'error').map(output => output.evalue)
 }))"""
 
 
@@ -45,11 +47,15 @@ def lab(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
-    told = subprocess.run([make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     command = told.stdout.splitlines()[-1].replace("PANEL_INLINE", "exec env PANEL_INLINE")
     places = {"CONFIG_DIR": home, "DATA_DIR": home / "data", "RUNTIME_DIR": home / "runtime"}
     env = os.environ | {f"JUPYTER_{name}": str(place) for name, place in places.items()}
-    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {"IPYTHONDIR": str(home)}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("WORKSPACES", "SETTINGS")} | {
+        "IPYTHONDIR": str(home)
+    }
     with open(home / "lab.log", "w") as log:
         server = subprocess.Popen(["sh", "-c", command], cwd=ROOT, env=env, stdout=log, stderr=log)
     url = f"http://localhost:{port}"
@@ -93,9 +99,71 @@ def test_it_opens_on_the_index(lab, page):
 
 @pytest.mark.parametrize("path", TUTORIALS)
 def test_tutorials_open(page, path):
-    assert page.evaluate(OPEN, path) > 10
+    assert page.evaluate(OPEN, path) > 3
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) h1").first.wait_for()
 
 
 def test_a_tutorial_runs(page):
     run(page, "nbs/tutorials/04_what_if.ipynb")
+
+
+SHOW = """at => {
+  panel.content.activeCellIndex = panel.content.widgets.findIndex(cell => cell.model.sharedModel.source.includes(at))
+  const cell = panel.content.activeCell
+  cell.node.scrollIntoView()
+  cell.node.dataset.tested = at
+}"""
+
+
+EXPLORERS = {"explore_twin(": "canvas", "explore_what_if(": "table", "explore_attention(": "img"}
+
+
+def explorer(page, call: str):
+    "The output of the cell that holds `call`, on the screen."
+    page.evaluate(SHOW, call)
+    output = page.locator(f".jp-Cell[data-tested='{call}'] .jp-OutputArea").first
+    output.locator(".jupyter-widgets").first.wait_for()
+    return output
+
+
+def turns(page, output, look: str, key: str) -> None:
+    "The first slider of `output` is moved: what `look` finds is another picture then."
+    picture = output.locator(look).first
+    picture.wait_for()
+    before = settled(page, picture)
+    output.get_by_role("slider").first.focus()
+    page.keyboard.press(key)
+    for _ in range(40):
+        if (np.abs(pixels(settled(page, picture)) - pixels(before)).max(2) > 30).sum() > 100:
+            return
+    raise AssertionError(f"{look} stayed as it was")
+
+
+def settled(page, picture) -> bytes:
+    "A picture that is the same twice."
+    before = picture.screenshot()
+    for _ in range(40):
+        page.wait_for_timeout(250)
+        now = picture.screenshot()
+        if now == before:
+            break
+        before = now
+    return before
+
+
+def test_explorers(page):
+    run(page, "nbs/tutorials/05_explorers.ipynb")
+    for call, look in EXPLORERS.items():
+        turns(page, explorer(page, call), look, "End")
+    page.evaluate(
+        "() => { window.jupyterapp.commands.execute('notebook:restart-run-all').then(() => window.again = true) }"
+    )
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    page.wait_for_function("() => window.again")
+    check(page)
+    first = explorer(page, "explore_twin(")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:create-output-view')")
+    second = page.locator(".jp-LinkedOutputView")
+    second.locator("canvas").first.wait_for()
+    turns(page, second, "canvas", "End")
+    turns(page, first, "canvas", "Home")

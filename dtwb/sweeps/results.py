@@ -308,13 +308,17 @@ def _is_sweep(folder: Path) -> bool:
 
 # %% ../../nbs/sweeps/20_results.ipynb #04937d11
 def _order(values: Iterable[Any]) -> list[Any]:
-    "Numbers by size, anything else by its text."
-    values = list(dict.fromkeys(values))
-    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        return sorted(values)
-    if all(isinstance(v, bool) for v in values):
-        return sorted(values)
-    return sorted({"–" if v is None else str(v) for v in values})
+    "Numbers by size, anything else as text."
+    values = list(values)
+    if len({type(v) is bool for v in values}) == 1 and all(isinstance(v, int | float) for v in values):
+        return sorted(set(values))
+    return sorted({_text(v) for v in values})
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "–" if value is None else str(value)
 
 
 as_property: Any = patch(as_prop=True)
@@ -378,7 +382,10 @@ def results(
         raise SweepError(f"{cells:,} combinations", f"sweep {self.name}", "take results(by_run=True)")
     places = [{value: i for i, value in enumerate(values)} for values in axes.values()]
     columns = [
-        [place[value if value in place else _text(value)] for value in (run.parameters.get(name) for run in runs)]
+        [
+            place[_text(value) if isinstance(next(iter(place)), str) else value]
+            for value in (run.parameters.get(name) for run in runs)
+        ]
         for name, place in zip(axes, places)
     ]
     shape = tuple(map(len, axes.values()))
@@ -387,10 +394,6 @@ def results(
     data = _filled(runs, self.measured, shape, index, list(axes))
     data = xr.Dataset({n: v for n, v in data.items() if n not in axes}, coordinates, _attributes(self))
     return _with_arrays(self, data, runs, shape, index, arrays)
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
 
 
 def _coordinate(values: Sequence[Any]) -> np.ndarray:
@@ -546,7 +549,7 @@ def traceback(
 ) -> str:  # as text, without colours
     "Where a run failed: from its notebook, else the end of its log, else what run.json says."
     folder, told = self.folder / self.by_id[run].id, []
-    with suppress(StoreError, RecursionError):
+    with suppress(StoreError, RecursionError, TypeError, AttributeError):  # it need not be a notebook
         for cell in (read_object(folder / "out.ipynb", _NOTEBOOK) or {}).get("cells", []):
             for output in cell.get("outputs", []):
                 if output.get("output_type") == "error":

@@ -55,14 +55,14 @@ def _ground(floor: Layout) -> list[Any]:
     low, high = floor.points.min(0) - 1.5 * floor.size, floor.points.max(0) + 1.5 * floor.size
     middle, (across, deep) = (low + high) / 2, (high - low).tolist()
     plane = three.PlaneBufferGeometry(width=across, height=deep)
-    material = three.MeshBasicMaterial(color="#E4E4E0", fog=False)
+    material = three.MeshBasicMaterial(color="#85857C", opacity=0.22, transparent=True, fog=False)
     ground = three.Mesh(geometry=plane, material=material, position=[*middle.tolist(), 0.0])
     pads = np.array([[x, y] for x, y in floor.buffers], np.float32).reshape(-1, 2)
     corners = np.array([[-1, -1], [1, -1], [1, -1], [1, 1], [1, 1], [-1, 1], [-1, 1], [-1, -1]]) * floor.size / 2
     frames = np.concatenate([pads + corner for corner in corners], 1).reshape(-1, 2)
     ways = [
         (floor.points[pairs].reshape(-1, 2), color)
-        for pairs, color in ((paths(floor), "#A9A9A4"), (belts(floor), "#CC79A7"))
+        for pairs, color in ((paths(floor), "#8C8C86"), (belts(floor), "#CC79A7"))
     ]
     drawn = [
         (np.c_[xy, np.full(len(xy), 0.02 * floor.size)].astype(np.float32), color)
@@ -85,7 +85,7 @@ def _names(floor: Layout) -> list[Any]:
     found = []
     for name, (x, y) in named if len(named) <= 60 else ():
         texture = three.TextTexture(
-            string=name, color="#555555", size=48, squareTexture=False, minFilter="LinearFilter"
+            string=name, color="#808080", size=48, squareTexture=False, minFilter="LinearFilter"
         )
         sprite = three.Sprite(material=three.SpriteMaterial(map=texture, transparent=True, fog=False))
         sprite.position = (float(x), float(y), 1.35 * floor.size)
@@ -98,7 +98,7 @@ def _frame(floor: Layout) -> Any:
     "Edges a little larger than a machine, to mark one."
     corners = [(x, y, z) for x, y, z in product((-0.56, 0.56), (-0.56, 0.56), (0.0, 0.7))]
     ends = [a + b for a in corners for b in corners if a < b and sum(u != v for u, v in zip(a, b)) == 1]
-    frame = _segments((np.array(ends) * floor.size).reshape(-1, 3).astype(np.float32), "#000000")
+    frame = _segments((np.array(ends) * floor.size).reshape(-1, 3).astype(np.float32), "#E5007D")
     frame.visible = False
     return frame
 
@@ -160,7 +160,7 @@ void main() {
   tint = rgb(look.x);
   edge = followed ? 0.34 : 0.44;
   gl_Position = projectionMatrix * modelViewMatrix * vec4(mix(position, goal, share), 1.0);
-  gl_PointSize = max(look.y * (followed ? 2.2 : 1.0) * projectionMatrix[1][1] * tall / 2.0 / gl_Position.w, 2.0);
+  gl_PointSize = max(look.y * (followed ? 2.2 : 1.0) * projectionMatrix[1][1] * tall / 2.0 / gl_Position.w, 4.0);
 }
 """
 )
@@ -239,12 +239,14 @@ class Stage:
         middle = (self.floor.points.min(0) + self.floor.points.max(0)) / 2
         self.middle = np.array([*middle.tolist(), 0.0])
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
-        sheet, unseen = three.PlaneBufferGeometry(width=wide, height=deep), three.MeshBasicMaterial(fog=False)
-        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size], visible=False)
+        sheet = three.PlaneBufferGeometry(width=wide, height=deep)
+        unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
+        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size])
         things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
         self.camera, self.controls = _camera(self.floor, width / height)
+        self.start = tuple(self.camera.position)
         self.picker = three.Picker(controlling=self.sheet, event="click")
         self.renderer = three.Renderer(
             camera=self.camera,

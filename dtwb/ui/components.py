@@ -84,7 +84,7 @@ class Navigation(pn.custom.JSComponent):
         .upright a {padding: .7em 1em}
         .upright a[aria-current] {background: #8883; box-shadow: inset 3px 0 currentColor}
         .upright .user {padding: 1.2em 1em .3em}
-        @media (max-width: 899px) {
+        @media (max-width: 1099px) {
           .bar a:not(.brand), .bar .user {display: none}
           .bar .here {display: inline}
         }
@@ -93,8 +93,25 @@ class Navigation(pn.custom.JSComponent):
     ]
     _esm = """
     const COOKIE = "dtwb_theme"
+    const SETTLED = 10_000 // ms: who was connected for so long may reload by itself without going round in circles
 
-    export function render({ model }) {
+    function lost(since) {
+      if (document.querySelector(".dtwb-lost")) return
+      const at = new Date().toLocaleTimeString()
+      const banner = Object.assign(document.createElement("div"), {className: "dtwb-lost", role: "alert"})
+      banner.textContent = `The connection to the server was lost at ${at}: what you see is no longer updated. `
+      banner.style.cssText = "position:fixed;left:0;right:0;bottom:0;z-index:5000;padding:.8em 1.2em;color:#fff;" +
+        "background:#8a1c00;font:15px sans-serif;display:flex;gap:1em;align-items:center;justify-content:center"
+      const again = Object.assign(document.createElement("button"), {textContent: "Reload"})
+      again.style.cssText = "font:inherit;padding:.3em 1em;cursor:pointer"
+      again.onclick = () => location.reload()
+      banner.append(again)
+      document.body.append(banner)
+      if (Date.now() - since < SETTLED) return
+      setInterval(() => fetch("./health", {cache: "no-store"}).then(() => location.reload(), () => {}), 5000)
+    }
+
+    export function render({ model, view }) {
       const nav = document.createElement("nav")
       nav.className = model.upright ? "upright" : "bar"
       nav.setAttribute("aria-label", model.upright ? "Dashboards, menu" : "Dashboards")
@@ -130,6 +147,10 @@ class Navigation(pn.custom.JSComponent):
         const chosen = document.cookie.split("; ").some((cookie) => cookie.startsWith(`${COOKIE}=`))
         if (!chosen && matchMedia("(prefers-color-scheme: dark)").matches) model.wanted = true
         model.on("dark", keep)
+        const since = Date.now()
+        let leaving = false
+        addEventListener("beforeunload", () => { leaving = true })
+        view.model.document?.on_event("connection_lost", () => { if (!leaving) lost(since) })
       }
       return nav
     }

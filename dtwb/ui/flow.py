@@ -115,7 +115,7 @@ def _acyclic(edges: Iterable[tuple]) -> bool:
 # %% ../../nbs/ui/15_flow.ipynb #0594bbb0
 def sankey(
     flow: pd.DataFrame,  # of `flows`
-    height: int = 420,  # px
+    height: int = 360,  # px
 ) -> Any:  # hv.Sankey
     "The material flow: width is parts."
     colors = {kind: FLOW_COLORS[kind] for kind in flow.kind.unique()}
@@ -132,11 +132,11 @@ def sankey(
         cmap=nodes,
         node_padding=14,
         node_width=12,
-        label_text_font_size="9pt",
+        node_size=0,
+        node_line_alpha=0,
+        label_text_font_size="8.5pt",
         show_values=False,
-        responsive=True,
         height=height,
-        width=None,
         tools=["save"],
         default_tools=[],
         hooks=[_dress],
@@ -146,6 +146,7 @@ def sankey(
 def _dress(plot: Any, element: Any) -> None:
     "Room for the last names, and their colour from the page's theme, which knows titles but not these."
     figure = plot.state
+    figure.update(width=None, min_width=720, sizing_mode="stretch_width")
     figure.toolbar.logo = None
     first, last = float(min(element.nodes.dimension_values(0))), float(max(element.nodes.dimension_values(0)))
     figure.x_range.update(start=first - 0.02 * (last - first), end=last + 0.12 * (last - first))
@@ -203,23 +204,24 @@ def pareto(
     height: int = 320,  # px
 ) -> Any:  # hv.Overlay
     "Bars, and what they are together."
-    data = frame.assign(percent=100 * frame.cumulative)
-    bars = hv.Bars(data, "name", ["count", "share"]).opts(
+    data, total = frame.assign(percent=100 * frame.cumulative), sum(frame["count"].tolist())
+    bars: Any = hv.Bars(data, "name", ["count", "share"]).opts(
         backend="bokeh",
         color="#0072B2",
         line_alpha=0,
-        ylim=(0, float(frame["count"].sum())),
+        ylim=(0, 1.05 * total),
         ylabel="defects",
         xlabel="",
         tools=["hover"],
+        default_tools=[],
         bar_width=0.7,
         xrotation=30 if len(frame) > 8 else 0,
     )
     line = hv.Curve(data, "name", "percent").opts(
-        backend="bokeh", color="#E69F00", line_width=2, ylim=(0, 100), ylabel="together, %"
+        backend="bokeh", color="#E69F00", line_width=2, ylim=(0, 105), ylabel="together, %", default_tools=[]
     )
     dots = hv.Scatter(data, "name", "percent").opts(
-        backend="bokeh", color="#E69F00", size=7, tools=["hover"], ylim=(0, 100)
+        backend="bokeh", color="#E69F00", size=7, tools=["hover"], ylim=(0, 105), default_tools=[]
     )
     return (bars * line * dots).opts(
         backend="bokeh",
@@ -242,7 +244,7 @@ def pareto_svg(
     height: int = 240,  # px
 ) -> str:  # an SVG element
     "The chart as a picture."
-    total, wide = max(int(frame["count"].sum()), 1), (width - 20) / max(len(frame), 1)
+    total, wide = max(sum(frame["count"].tolist()), 1), (width - 20) / max(len(frame), 1)
     floor, shapes, line = height - 22, [], []
     up = lambda share: floor - share * (floor - 16)
     for i, (name, count, together) in enumerate(zip(frame["name"], frame["count"], frame.cumulative)):

@@ -77,8 +77,9 @@ def longer_stream(
     before: pd.DataFrame | None = None,  # the stream of the first of them
 ) -> pd.DataFrame:
     "`stream(events)`, of which a part is there already."
-    known = 0 if before is None else len(before)
-    return stream(events) if not known else pd.concat([stream(events[known:], known), before], ignore_index=True)
+    if before is None or before.empty:
+        return stream(events)
+    return pd.concat([stream(events[len(before) :], len(before)), before], ignore_index=True)
 
 # %% ../../nbs/ui/16_journal.ipynb #fd400900
 ALARMS = ["alarm", "time", "severity", "subject", "message", "acknowledged by", "when"]
@@ -118,8 +119,9 @@ def alarms_view(
     "The alarms, first those that nobody has seen."
     if frame.empty:
         return pn.Column(empty_state("No alarm was raised."), sizing_mode="stretch_width")
-    new, old = frame[frame["acknowledged by"] == ""], frame[frame["acknowledged by"] != ""]
-    rows = [_row(alarm, acknowledge) for alarm in new.head(most).to_dict("records")]
+    unseen = frame["acknowledged by"] == ""
+    new, old = frame.loc[unseen, :], frame.loc[~unseen, :]
+    rows = [_row(alarm, acknowledge) for alarm in new.iloc[:most].to_dict("records")]
     said = f"{len(new)} to acknowledge, {len(old)} acknowledged"
     said += f"; the latest {most} are shown" if len(new) > most else ""
     done = _acknowledged_html(old) if len(old) else ""
@@ -136,7 +138,7 @@ def _row(alarm: dict, acknowledge: Callable[[str], Any] | None) -> pn.Row:
     color = _SEVERITY.get(alarm["severity"], "#56B4E9")
     html = (
         f"<div class='dtwb-alarm' data-alarm='{escape(alarm['alarm'])}' "
-        f"style='border-left:6px solid {color};padding:.1em .7em'>"
+        f"style='border-left:6px solid {color};padding:.1em .7em;font-size:.85rem'>"
         f"<b>{escape(alarm['severity'])}</b> · {escape(alarm['subject'])} · {alarm['time']}"
         f"<div>{escape(alarm['message'])}</div></div>"
     )
@@ -176,7 +178,9 @@ _RECORD = re.compile(rf"(\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\dZ?)\S* +({'|'.join(L
 def read_log(
     path: Path,  # log.txt
     most: int = 1_000_000,  # bytes, from its end
-) -> pd.DataFrame:  # columns LOG, in the order of writing; StoreError where it cannot be read
+) -> (
+    pd.DataFrame
+):  # columns LOG, times as written (ours are UTC), in the order of writing; StoreError where it cannot be read
     "The log of a run."
     try:
         with path.open("rb") as file:
@@ -187,7 +191,8 @@ def read_log(
     rows: list[list[str]] = []
     for line in text.splitlines():
         if record := _RECORD.fullmatch(line):
-            rows.append(list(record.groups()))
+            when, *rest = record.groups()
+            rows.append([when.replace("T", " ").removesuffix("Z"), *rest])
         elif rows and (rows[-1][0] or not line.strip()):
             rows[-1][3] += f"\n{line}"
         else:
@@ -213,7 +218,7 @@ def log_of(
         level = "ERROR" if record["error"] else "INFO"
         rows.append((record["ended"], level, f"{record['status']}{': ' + record['error'] if record['error'] else ''}"))
     return pd.DataFrame(
-        [(f"{t:%Y-%m-%dT%H:%M:%SZ}" if t else "", level, "store", said) for t, level, said in rows], columns=LOG
+        [(f"{t:%Y-%m-%d %H:%M:%S}" if t else "", level, "store", said) for t, level, said in rows], columns=LOG
     )
 
 

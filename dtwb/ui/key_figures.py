@@ -6,7 +6,7 @@
 __all__ = ['STRIP', 'BESIDE', 'shown_in', 'shown', 'Target', 'demand', 'targets', 'piece_of', 'course', 'sparkline_svg', 'Tile',
            'tiles', 'strip_html']
 
-# %% ../../nbs/ui/13_key_figures.ipynb #47cea066
+# %% ../../nbs/ui/13_key_figures.ipynb #5bc845cd
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ..core.trace import Trace
 from ..twin.kpis import UNITS, kpis, over_time
 from . import parts
 
-# %% ../../nbs/ui/13_key_figures.ipynb #2a669d9a
+# %% ../../nbs/ui/13_key_figures.ipynb #24416db5
 STRIP = {  # name -> label; those with a target, and how they went
     "oee_overall": "OEE",
     "availability_overall": "Availability",
@@ -60,7 +60,7 @@ def shown(
     whole = unit in ("", "jobs") and float(value).is_integer()
     return f"{value * factor:,.{0 if whole else 1}f}", unit
 
-# %% ../../nbs/ui/13_key_figures.ipynb #54ebce42
+# %% ../../nbs/ui/13_key_figures.ipynb #7ce8733c
 @dataclass(frozen=True)
 class Target:
     "What a key figure should be."
@@ -82,7 +82,7 @@ def demand(factory: Factory) -> float:  # jobs/h; 0: it asks for nothing in part
     sources = sum(1 / source.interarrival.mean for source in factory.sources)
     return 3600 * (orders + sources)
 
-# %% ../../nbs/ui/13_key_figures.ipynb #9eae50f4
+# %% ../../nbs/ui/13_key_figures.ipynb #2a3a854b
 _FROM_SETTINGS = {  # name of the figure -> key in [targets]
     "oee_overall": "oee",
     "availability_overall": "availability",
@@ -118,7 +118,7 @@ def targets(
         own["wip_mean"] = Target(factory.release.wip, False, f"the factory {factory.name}: release, wip")
     return own | found
 
-# %% ../../nbs/ui/13_key_figures.ipynb #993f6fdf
+# %% ../../nbs/ui/13_key_figures.ipynb #99fc56d4
 _LENGTHS = 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 7 * 86400  # s
 
 
@@ -139,7 +139,7 @@ def course(
     trace = Trace.of(events)
     return over_time(trace, factory, piece_of(float(trace.rows["time"][-1]), pieces))
 
-# %% ../../nbs/ui/13_key_figures.ipynb #0e89fb65
+# %% ../../nbs/ui/13_key_figures.ipynb #09ef6cf6
 _LINE, _FIXED = "#3C8DC4", 'vector-effect="non-scaling-stroke"'  # a blue that stands out on white and on black
 
 
@@ -156,7 +156,8 @@ def sparkline_svg(
     there = y[np.isfinite(y)]
     if not len(there):
         return f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(label)}: no values"></svg>'
-    low, high = min([*there, *([target] if target else [])]), max([*there, *([target] if target else [])])
+    shown = np.append(there, target) if target else there
+    low, high = float(shown.min()), float(shown.max())
     span = (high - low) or 1.0
     x = np.linspace(3, width - 4, len(y)) if len(y) > 1 else np.array([width / 2])
     up = lambda v: height - 4 - (v - low) / span * (height - 8)
@@ -179,7 +180,7 @@ def sparkline_svg(
         f'<path d="M{x[last]:.1f} {up(y[last]):.1f}h0" stroke-width="5" {_FIXED}/></g></svg>'
     )
 
-# %% ../../nbs/ui/13_key_figures.ipynb #2b1201af
+# %% ../../nbs/ui/13_key_figures.ipynb #6720fce0
 @dataclass(frozen=True)
 class Tile:
     "A key figure, as it is shown."
@@ -223,18 +224,18 @@ def _with_target(tile: Tile, values: Mapping, frame: pd.DataFrame, asked: Mappin
     target, value = asked.get(of), float(values.get(of, math.nan))
     spark = ""
     if pieces is not None:
-        series = np.cumsum(pieces.scrapped.values) if tile.name == "scrapped" else pieces[tile.name].values
+        series: Any = np.cumsum(pieces.scrapped.values) if tile.name == "scrapped" else pieces[tile.name].values
         spark = sparkline_svg(
             series, target.value if target and of == tile.name else None, f"{tile.label} over the run"
         )
     if target is None:
-        return Tile(tile.name, tile.label, tile.number, tile.unit, tile.note, spark)
+        return Tile(tile.name, tile.label, tile.number, tile.unit, tile.note or "no target is set", spark)
     number, unit = shown(of, target.value, UNITS[of])
     words = f"{'at least' if target.at_least else 'at most'} {number} {unit}"
     met = target.met(value) if math.isfinite(value) else None
     return Tile(tile.name, tile.label, tile.number, tile.unit, tile.note, spark, words, target.set_by, met)
 
-# %% ../../nbs/ui/13_key_figures.ipynb #e7e8efc7
+# %% ../../nbs/ui/13_key_figures.ipynb #97fd4fc7
 def strip_html(strip: Iterable[Tile]) -> str:
     "The tiles, side by side."
     columns = "grid-template-columns:repeat(auto-fill,minmax(150px,1fr))"

@@ -141,13 +141,13 @@ def sparkline(
         pick = np.linspace(0, len(times) - 1, most).astype(int)
         times, values = times[pick], values[pick]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    x = 1 + (width - 6) * (times - start) / max(end - start, 1e-9)
+    x = 1 + (width - 2) * (times - start) / max(end - start, 1e-9)
     y = height - 3 - (height - 6) * (values - low) / max(high - low, 1e-9)
     line = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y))
-    dot = f'<circle cx="{x[-1]:.1f}" cy="{y[-1]:.1f}" r="2.5" fill="#E69F00"/>' if len(x) else ""
-    path = f'<path d="M{line}" fill="none" stroke="#0072B2" stroke-width="1.4"/>' if len(x) > 1 else ""
+    style = 'fill="none" stroke="#2A8FD0" stroke-width="1.5" vector-effect="non-scaling-stroke"'
+    path = f'<path d="M{line}" {style}/>' if len(x) > 1 else ""
     box = f'width="100%" height="{height}" viewBox="0 0 {width} {height}" preserveAspectRatio="none"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">{path}{dot}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">{path}</svg>'
 
 # %% ../../nbs/ui/28_machine.ipynb #f53bd2e5
 _FIGURES = {
@@ -196,7 +196,9 @@ _CARD = """<style>
 .dtwb-card h3 { font-size: 1rem; margin: 0 0 .3em; } .dtwb-card h4 { font-size: .85rem; margin: .8em 0 .2em; }
 .dtwb-card dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em .9em; margin: 0; }
 .dtwb-card dt, .dtwb-dim { opacity: .75; font-size: .85rem; } .dtwb-card dd { margin: 0; }
-.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(84px, 1fr)); gap: 6px; }
+.dtwb-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 0 2em; }
+.dtwb-columns h4 { margin-top: 0; }
+.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(78px, 1fr)); gap: 6px; }
 .dtwb-figures > div { border: 1px solid #8884; border-radius: 6px; padding: .25em .5em; }
 .dtwb-figures b { display: block; font-size: 1.05rem; font-weight: 600; }
 .dtwb-card button { font: inherit; font-size: .85rem; color: inherit; background: transparent; cursor: pointer;
@@ -247,16 +249,17 @@ def machine_html(
     one = story.factory.machine(machine)
     facts = _facts(state, story.factory, machine, at)
     terms = "".join(f"<dt>{term}</dt><dd>{fact}</dd>" for term, fact in facts.items())
+    title = f"<h3>{escape(machine)} <span class='dtwb-dim'>{escape(one.kind)}</span></h3>"
     values, shares = figures(story, machine, at)
     tiles = "".join(
         f"<div data-kpi='{label}'><span class='dtwb-dim'>{label}</span><b>{_percent(value)}</b></div>"
         for label, value in values.items()
     )
     until = f"<h4>Up to {clock(at)}</h4><div class='dtwb-figures'>{tiles}</div>{_shares_bar(shares)}" if tiles else ""
-    title = f"<h3>{escape(machine)} <span class='dtwb-dim'>{escape(one.kind)}</span></h3>"
+    columns = (f"{title}<dl>{terms}</dl>", until, _sensors(story, machine, at))
     data = f"data-machine='{escape(machine)}' data-status='{state.machines[machine].status.value}'"
-    rest = f"<dl>{terms}</dl>{until}{_sensors(story, machine, at)}"
-    return f"{_CARD}<div class='dtwb-card' {data}>{title}{rest}</div>"
+    body = "".join(f"<div>{column}</div>" for column in columns if column)
+    return f"{_CARD}<div class='dtwb-card' {data}><div class='dtwb-columns'>{body}</div></div>"
 
 
 def _percent(value: float) -> str:
@@ -265,6 +268,10 @@ def _percent(value: float) -> str:
 
 def _figure(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:,.{0 if value == round(value) else 1}f}"
+
+
+def _range(values: np.ndarray) -> str:
+    return f"({np.nanmin(values):.3g} to {np.nanmax(values):.3g})" if len(values) > 1 else ""
 
 
 def _sensors(story: Story, machine: str, at: float, back: float = 8 * 3600.0) -> str:
@@ -276,7 +283,8 @@ def _sensors(story: Story, machine: str, at: float, back: float = 8 * 3600.0) ->
     start = max(at - back, 0.0)
     rows = "".join(
         f"<div data-sensor='{escape(name)}'><span class='dtwb-dim'>{escape(name)}</span> <b>{values[-1]:.4g}</b> "
-        f"{escape(unit)}{sparkline(times, values, start, at)}</div>"
+        f"{escape(unit)} <span class='dtwb-dim'>{_range(values[times >= start])}</span>"
+        f"{sparkline(times, values, start, at)}</div>"
         for name, (times, values, unit) in series.items()
     )
     if rows:

@@ -22,7 +22,7 @@ from . import run_views as views
 from .flow import PARETO_BY, flows, pareto_frame, pareto_svg, sankey_svg
 from .journal import LEVELS, alarms_frame, filtered, longer_stream, stream
 from .runs import RunApp, RunView
-from .shell import exports, guard, log_error, section, toast
+from .shell import exports, guard, in_turn, log_error, section, skeleton, toast
 from .users import may, require, user
 
 # %% ../../nbs/ui/60_overview.ipynb #3755ccee
@@ -51,6 +51,9 @@ class Overview(RunApp):
     def __init__(self, store: Store, **params):
         super().__init__(store, **params)
         self._layout: Any = None
+        self._shown = 0  # events
+        self._stop_drawing: Callable[[], None] = lambda: None
+        self._drawing = True  # False: choices are being offered, nobody has chosen
         self._events_of: Any = (None, None)  # a running run's id and the table of its events
         self.x_range = Range1d(start=0, end=1)
         self.moment = pmui.IntSlider(label="As of", end=1, width=260, margin=(6, 20), **_times())
@@ -85,13 +88,23 @@ def show(self: Overview, view: RunView) -> None:
     known = 0 if self.another_run else self._shown
     news = {event.kind for event in view.events[known:]}
     self._shown = len(view.events)
+    self._drawing = False
     self._offer_choices(view)
+    self._drawing = True
     only_seen = known and news == {"AlarmAcknowledged"} and not view.running
-    for name in ("alarms", "events") if only_seen else VIEWS:
-        self._draw(name)
-    layout = view.id, len(self.bodies["comparison"]) > 0
+    layout = view.id, views.comparison_file(view) is not None
     if layout != self._layout:
+        for name, body in self.bodies.items():
+            body[:] = [skeleton(_HEIGHTS.get(name, 160))]
         self._layout, self.content[:] = layout, self._sections(with_comparison=layout[1])
+    if only_seen:  # what is still being drawn goes on
+        in_turn(lambda: self._draw("alarms"), lambda: self._draw("events"))
+        return
+    self._stop_drawing()
+    self._stop_drawing = in_turn(*[lambda name=name: self._draw(name) for name in VIEWS])
+
+
+_HEIGHTS = {"kpis": 240, "machines": 420, "gantt": 400, "states": 400, "flow": 380, "defects": 320, "events": 560}  # px
 
 
 @patch
@@ -115,11 +128,12 @@ def _offer_choices(self: Overview, view: RunView) -> None:
 @patch
 def _draw(self: Overview, name: str) -> None:
     "Draw one view, or say what is wrong with it."
-    if (view := self.view) is None:
+    if (view := self.view) is None or not self._drawing:
         return
     what, show = VIEWS[name]
-    shown = guard(show, self, view, what=what, run=view.id)
-    self.bodies[name][:] = [] if isinstance(shown, pn.pane.Str) and shown.object is None else [shown]
+    with pn.io.hold():
+        shown = guard(show, self, view, what=what, run=view.id)
+        self.bodies[name][:] = [] if isinstance(shown, pn.pane.Str) and shown.object is None else [shown]
 
 # %% ../../nbs/ui/60_overview.ipynb #fc790aca
 def _events(self: Overview, view: RunView) -> pn.viewable.Viewable:
@@ -136,7 +150,7 @@ def _alarms(self: Overview, view: RunView) -> pn.viewable.Viewable:
 
 
 def _log(self: Overview, view: RunView) -> pn.viewable.Viewable:
-    return views.table(views.log_frame(view, self.level.value), page_size=10)
+    return views.table(views.log_frame(view, self.level.value), page_size=10, time=170, level=100, logger=190)
 
 
 VIEWS = {  # name -> what it is called, and how it is drawn
@@ -169,12 +183,14 @@ def _sections(self: Overview, with_comparison: bool) -> list:
     counts = lambda v: pareto_frame(v.events, self.pareto_by.value)
     plan = self.plan, self.by, csv("operations", lambda v: v.operations), svg("gantt", _timeline(bars))
     flow = csv("flow", lambda v: flows(v.events)), svg("flow", lambda v: sankey_svg(flows(v.events)))
+    seen = self.defects_only, csv("detections", lambda v: v.detections)
     defects = self.pareto_by, csv("defects", counts), svg("defects", lambda v: pareto_svg(counts(v)))
     return [
         section("Key figures", b["kpis"], tools=(csv("kpis", _tiles),), note=_TARGETS),
         _beside(
-            (section("Machines", b["machines"], tools=(self.moment, csv("machines", _machine_table))), 3),
             (section("Alarms", b["alarms"], tools=(csv("alarms", lambda v: alarms_frame(v.events)),)), 1),
+            (section("Machines", b["machines"], tools=(self.moment, csv("machines", _machine_table))), 3),
+            flex_direction="row-reverse",  # alarms to the right, but first where there is room for one only
         ),
         section("Plan and reality", b["gantt"], tools=plan, note="planned above, pale; actual below"),
         section(
@@ -182,21 +198,19 @@ def _sections(self: Overview, with_comparison: bool) -> list:
             b["states"],
             tools=(csv("states", lambda v: v.intervals), svg("states", _timeline(status))),
         ),
+        section("Material flow", b["flow"], tools=flow, note="from left to right; as wide as there are parts"),
         _beside(
-            (section("Material flow", b["flow"], tools=flow, note="width: parts; left to right"), 3),
             (section("Defects", b["defects"], tools=defects), 2),
+            (section("Last detections", b["detections"], tools=seen), 3),
         ),
         *([worth] if with_comparison else []),
         section(
-            "Last detections", b["detections"], tools=(self.defects_only, csv("detections", lambda v: v.detections))
+            "Log of this run", b["log"], tools=(self.level, csv("log", lambda v: views.log_frame(v, self.level.value)))
         ),
         section(
             "Events",
             b["events"],
             tools=(self.kinds, self.subject, self.text, self.between, csv("events", self._filtered)),
-        ),
-        section(
-            "Log of this run", b["log"], tools=(self.level, csv("log", lambda v: views.log_frame(v, self.level.value)))
         ),
     ]
 
@@ -205,11 +219,11 @@ _PAIRED = "means of paired replications; bold: the 95 % interval of the differen
 _TARGETS = "dashed: the target, set in settings.ini, [targets], or by the factory (hover over it to see where)"
 
 
-def _beside(*sections: tuple[Any, int]) -> pn.FlexBox:  # each with its share of the width
+def _beside(*sections: tuple[Any, int], **how: Any) -> pn.FlexBox:  # each with its share of the width
     "Side by side where there is room, one below the other on a phone."
     for one, share in sections:
         one.styles = {"flex": f"{share} 1 {200 * share}px", "min-width": "min(100%, 340px)"}
-    return pn.FlexBox(*(one for one, _ in sections), sizing_mode="stretch_width", align_items="stretch")
+    return pn.FlexBox(*(one for one, _ in sections), sizing_mode="stretch_width", align_items="stretch", **how)
 
 
 def _timeline(bars: Callable[[RunView], pd.DataFrame]) -> Callable[[RunView], str]:

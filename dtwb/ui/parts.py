@@ -21,7 +21,7 @@ import holoviews as hv
 import holoviews.plotting.bokeh  # makes the backend known
 import pandas as pd
 import panel as pn
-from bokeh.models import AdaptiveTicker, NumeralTickFormatter, Plot, Range1d
+from bokeh.models import AdaptiveTicker, NoOverlap, NumeralTickFormatter, Plot, Range1d
 
 from ..core import events as ev
 from ..core.errors import StoreError
@@ -115,6 +115,7 @@ def _time_axis(plot: Any, element: Any) -> None:
     axis.ticker = AdaptiveTicker(
         base=60, mantissas=[1, 2, 5, 10, 15, 30], min_interval=1, max_interval=36000, desired_num_ticks=8
     )
+    axis.major_label_policy = NoOverlap(min_distance=8)  # on a phone
     plot.state.toolbar.logo = None
 
 

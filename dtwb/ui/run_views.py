@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['factory_of', 'kpi_frame', 'kpi_tiles', 'kpi_strip', 'machine_cards', 'machine_board', 'gantt_bars', 'gantt', 'states',
-           'material_flow', 'defect_pareto', 'detections', 'alarms', 'comparison', 'table', 'log_frame']
+           'material_flow', 'defect_pareto', 'detections', 'alarms', 'comparison_file', 'comparison', 'table',
+           'log_frame']
 
 # %% ../../nbs/ui/58_run_views.ipynb #f7dbfff9
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -132,7 +134,10 @@ def material_flow(view: RunView) -> pn.viewable.Viewable:
     colors = {kind: FLOW_COLORS[kind] for kind in FLOW_COLORS if kind in set(flow.kind)}
     notes = {kind: f"{flow.parts[flow.kind == kind].sum():,} parts" for kind in ("rework", "scrap") if kind in colors}
     legend = pn.pane.HTML(parts.legend_html(colors, notes), margin=(0, 12))
-    return pn.Column(legend, parts.figure(sankey(flow)), sizing_mode="stretch_width")
+    drawn = parts.figure(sankey(flow))
+    drawn.min_width = 720  # on a phone it is moved sideways
+    place = pn.Column(drawn, sizing_mode="stretch_width", styles={"overflow-x": "auto"})
+    return pn.Column(legend, place, sizing_mode="stretch_width")
 
 
 def defect_pareto(
@@ -169,10 +174,15 @@ def alarms(
     return alarms_view(alarms_frame(view.events), acknowledge)
 
 
+def comparison_file(view: RunView) -> Path | None:  # None: the run compared nothing
+    "Where the run keeps what the loop was worth."
+    path = view.folder / "comparison.json" if view.folder else None
+    return path if path and path.exists() else None
+
+
 def comparison(view: RunView) -> pn.viewable.Viewable | None:  # None: the run compared nothing
     "What the loop was worth: the figures of the strip, in its units, against each other way of running the plant."
-    path = view.folder / "comparison.json" if view.folder else None
-    if path is None or not path.exists():
+    if (path := comparison_file(view)) is None:
         return None
     frame: Any = parts.read_comparison(path)
     if missing := {"kpi", "unit"} - set(frame.columns):
@@ -199,9 +209,10 @@ def _compared(against: str, frame: pd.DataFrame) -> str:
 def table(
     frame: pd.DataFrame,
     page_size: int = 15,
+    **widths: int,  # px, of columns
 ) -> pn.widgets.Tabulator:
     "A table, page by page."
-    widths = {"number": 90, "time": 90, "kind": 190, "subject": 140, "severity": 100, "acknowledged by": 130}
+    widths = {"number": 90, "time": 90, "kind": 190, "subject": 140} | widths
     return pn.widgets.Tabulator(
         frame,
         show_index=False,

@@ -204,7 +204,7 @@ class RunApp(param.Parameterized):
             label="Run", width=400, size="small", margin=(6, 4), options={LATEST: LATEST}, value=LATEST
         )
         self.badge = pn.pane.HTML("", margin=(8, 12), align="center")
-        self.about = pn.Column()  # what is said of the run beside the picker
+        self.about = pn.Column(align="center")  # what is said of the run beside the picker
         self.content = pn.Column(sizing_mode="stretch_width")  # what the child draws
         self.main = pn.Column(sizing_mode="stretch_width")  # the content, or why there is none
         self.page = pn.Column(wrapping(self.picker, self.about), self.main, sizing_mode="stretch_width")
@@ -229,7 +229,7 @@ class RunApp(param.Parameterized):
             at_end(store.close)
             one = cls(store)
             sync(one, cls.links)
-            every(one.refresh, _REFRESH)
+            every(lambda: one._started and one.refresh(), _REFRESH)  # what comes before the page is there is lost
             return [one.badge], [one.page]
 
         return page(title, build, app)

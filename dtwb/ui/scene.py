@@ -49,9 +49,9 @@ class WebGL(pn.custom.JSComponent):
     }
     """
 
-# %% ../../nbs/ui/12_scene.ipynb #f7bfaf32
+# %% ../../nbs/ui/12_scene.ipynb #ec5c9007
 _CLOCK_CSS = """
-:host { width: 100%; }
+:host { min-width: 0; }
 .dtwb-clock { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 8px; font: 14px Roboto, sans-serif;
   color: var(--mui-palette-text-primary, inherit); }
 .dtwb-clock button, .dtwb-clock select { font: inherit; color: inherit; background: transparent; min-width: 36px;
@@ -66,6 +66,7 @@ _CLOCK_CSS = """
   accent-color: var(--mui-palette-primary-main, #0B4F71); }
 .dtwb-clock output { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .dtwb-clock output b { font-weight: 600; }
+@media (max-width: 600px) { .dtwb-clock input[type=range] { order: 9; flex-basis: 100%; } }
 [hidden] { display: none !important; }
 """
 
@@ -111,7 +112,7 @@ class Stage {
   get alive() { return this.host.isConnected && this.view.el.isConnected }
   fit() {
     const width = Math.floor(this.host.clientWidth)
-    const height = Math.round(Math.min(this.tallest, Math.max(0.72 * width, 240)))
+    const height = Math.round(Math.min(this.tallest, Math.max(width / this.aspect, 220)))
     if (!width || !this.view.renderer || (width === this.width && height === this.height)) return
     Object.assign(this, { width, height })
     this.host.style.height = height + "px"; this.host.style.minHeight = height + "px"
@@ -180,25 +181,29 @@ export function render({ model, view }) {
   const moving = () => model.playing || model.live || model.track.length
   function tick(now) {
     frame = null
-    const passed = before === null ? 0 : Math.min((now - before) / 1000, 0.5), was = t
+    const passed = before === null ? 0 : Math.min((now - before) / 1000, 0.5)
     before = now
     if (model.playing) {
       t = Math.min(t + passed * model.speed, model.end)
-      if (t >= model.end) { model.playing = false; tell() }
+      if (t >= model.end) { tell(); model.playing = false }
     } else if (model.live) {
       t += (model.end - t) * Math.min(1, passed)
       if (model.end - t < 0.05) t = model.end
     }
     if (model.track.length) seek()?.chase(model.track, t)
     show()
-    if (t !== was && now - toldAt > 250) tell()
+    if (t !== told && now - toldAt > 250) tell()
     if (moving()) frame = requestAnimationFrame(tick); else before = null
   }
   const run = () => { if (frame === null && moving()) { before = null; frame = requestAnimationFrame(tick) } }
-  function go(to) { t = Math.min(Math.max(to, 0), model.end); if (model.live) model.live = false; show(); tellSoon() }
+  function go(to) {
+    t = to > model.end - 1e-3 ? model.end : Math.max(to, 0)  // a slider rounds
+    if (model.live) model.live = false
+    show(); tellSoon()
+  }
   function toggle() {
     if (!model.playing && t >= model.end) t = 0
-    model.live = false; model.playing = !model.playing; show(); tell(); run()
+    model.live = false; tell(); model.playing = !model.playing; show(); run()
   }
   play.onclick = toggle
   part(".back").onclick = () => go(t - model.speed); part(".on").onclick = () => go(t + model.speed)
@@ -273,7 +278,7 @@ class SceneView(pn.viewable.Viewer):
     def __init__(self, scene: Scene, speed: float = 60.0, **params: Any):
         super().__init__(**params)
         self.scene, self._pose = scene, None
-        self.clock = Clock(time=scene.moment.time, end=scene.film.end, speed=speed, sizing_mode="stretch_width")
+        self.clock = Clock(time=scene.moment.time, end=scene.film.end, speed=speed, styles={"flex": "1 1 340px"})
         self.clock.tallest = scene.height
         self.above = pmui.Switch(label="From above", value=False, margin=(4, 10))
         self.webgl = WebGL(width=0, height=0, margin=0)
@@ -331,7 +336,7 @@ class SceneView(pn.viewable.Viewer):
         self.clock.end = self.scene.film.end
 
     def __panel__(self) -> pn.viewable.Viewable:
-        bar = pn.Row(self.clock, self.above, self.webgl, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        bar = pn.FlexBox(self.clock, self.above, self.webgl, sizing_mode="stretch_width", align_items="center")
         return pn.Column(
             bar, self.solid, self.flat, self.words, css_classes=["dtwb-scene"], sizing_mode="stretch_width"
         )

@@ -177,7 +177,21 @@ def chosen(
         raise SettingsError("HTTPS takes both", "certificate, key", "dtwb serve --certificate FILE --key FILE")
     if not re.fullmatch(r"[\w./-]*", how.prefix, flags=re.ASCII) or ".." in how.prefix:
         raise SettingsError("this is no prefix", how.prefix[:80], "letters, digits and . _ - /")
+    origins(how.address, how.port, how.origins)
+    _https(how)
     return how.model_copy(update={"prefix": f"/{how.prefix.strip('/')}".rstrip("/")})
+
+
+def _https(how: ServeSettings) -> dict[str, Any]:
+    if not how.certificate:
+        return {}
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(how.certificate, how.key)
+    except OSError as e:  # ssl.SSLError is one
+        raise SettingsError(f"cannot be used: {e}", how.certificate, "a PEM file, and its key") from None
+    return {"ssl_certfile": str(how.certificate), "ssl_keyfile": str(how.key)}
 
 
 def first(apps: dict[str, Path]) -> str:
@@ -198,18 +212,6 @@ def root_route(prefix: str, home: str) -> tuple:
     return r"(/?)", Root
 
 # %% ../../nbs/ui/05_serve.ipynb #f43a4805
-def _https(how: ServeSettings) -> dict[str, Any]:
-    if not how.certificate:
-        return {}
-    import ssl
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(how.certificate, how.key)
-    except OSError as e:  # ssl.SSLError is one
-        raise SettingsError(f"cannot be used: {e}", how.certificate, "a PEM file, and its key") from None
-    return {"ssl_certfile": str(how.certificate), "ssl_keyfile": str(how.key)}
-
-
 def build(
     apps: dict[str, Path],
     how: ServeSettings,
@@ -217,6 +219,7 @@ def build(
 ) -> dict[str, Any]:  # for `panel.serve`
     "The server's parts, as Panel takes them."
     from dtwb.ui.health import health_route
+    from dtwb.ui.run_notebook import notebook_routes
     from dtwb.ui.sign_in import Accounts, OAuth, cookie_secret, derived
     from dtwb.ui.users import oauth
 
@@ -239,6 +242,7 @@ def build(
             root_route(how.prefix, first(apps)),
             *([health_route(health)] if health else []),
             *widget_routes(),
+            *notebook_routes(),
         ],
         **_https(how),
     }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Picture', 'FAILED', 'clock', 'ago', 'said', 'error_panel', 'guard', 'log_error', 'empty_state', 'badge_html',
-           'at_end', 'every', 'sync', 'toast', 'callback_failed', 'skeleton', 'later', 'wrapping', 'section',
+           'at_end', 'every', 'sync', 'toast', 'callback_failed', 'skeleton', 'later', 'in_turn', 'wrapping', 'section',
            'download', 'exports', 'page']
 
 # %% ../../nbs/ui/00_shell.ipynb #864688ce
@@ -218,6 +218,22 @@ def later(
     pn.state.onload(show)
     return place
 
+# %% ../../nbs/ui/00_shell.ipynb #7e99e7d3
+def in_turn(
+    *steps: Callable[[], Any],  # each draws one view
+) -> Callable[[], None]:  # call it to leave out what has not been drawn yet
+    "Draw one after the other, in a browser each in a tick of its own, so that one is seen while the next is made."
+    waiting = list(steps)
+
+    def step() -> None:
+        if waiting:
+            _caught(waiting.pop(0))()
+        if waiting:
+            pn.state.execute(step, schedule=True) if _served() else step()
+
+    step()
+    return waiting.clear
+
 # %% ../../nbs/ui/00_shell.ipynb #f51d0852
 _NARROW = "@media (max-width: 599px) {:host > * {max-width: calc(100vw - 64px)}}"  # of a phone
 
@@ -317,10 +333,11 @@ _THEME = {
 
 
 _ORDER = ["overview", "attention", "twin", "schedule", "sweeps"]
-_WIDE = "@media (min-width:900px)"
+_WIDE = "@media (min-width:1100px)"
 _SX = {
     f"{_WIDE}": {"& .header button[aria-label$='drawer']": {"display": "none"}},  # the bar has the links there
     "& .header .MuiToolbar-root": {"paddingLeft": "12px", "paddingRight": "8px"},
+    "& .header .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},  # what is too long there is broken
 }
 
 
@@ -342,8 +359,13 @@ def page(
     except Exception as e:
         log_error(e, title)
         header, main, tags = [], [error_panel(e, title)], [] if isinstance(e, AccessError) else [FAILED]
+    for view in header:
+        view.styles = {"min-width": "0", "flex-shrink": "1"} | view.styles
     links = {"apps": _apps(app), "current": app, "user": _visitor()}
-    bar, menu = Navigation(**links, dark=dark), Navigation(**links, upright=True, sizing_mode="stretch_width")
+    bar, menu = (
+        Navigation(**links, dark=dark, align="center"),
+        Navigation(**links, upright=True, sizing_mode="stretch_width"),
+    )
     whole = pmui.Page(
         meta_title=title,
         header=[bar, pn.Spacer(sizing_mode="stretch_width"), *header],
@@ -361,7 +383,7 @@ def page(
         meta_description="dtwb: digital twin workbench",
     )
     whole.param.watch(lambda event: bar.param.update(dark=event.new), "dark_theme")
-    bar.param.watch(lambda event: whole.param.update(dark_theme=bool(event.new)), "wanted")
+    bar.param.watch(lambda _: pn.state.onload(lambda: whole.param.update(dark_theme=True)), "wanted")
     return whole
 
 

@@ -105,6 +105,8 @@ def styled(
     matplotlib: Mapping[str, Any],  # options in files
 ) -> Any:
     "An element that looks the same on both."
+    if "clabel" in bokeh:  # HoloViews writes it beside the bar, over its numbers
+        bokeh = {**bokeh, "clabel": "", "colorbar_opts": {"title": bokeh["clabel"], "title_standoff": 8}}
     return element.opts(**bokeh, backend="bokeh").opts(**matplotlib, backend="matplotlib")
 
 
@@ -171,9 +173,10 @@ def picture(
     "An element as a file."
     import matplotlib.pyplot as plt
 
-    figure = hv.render(element, backend="matplotlib")
     file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=110, bbox_inches="tight")
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure = hv.render(element, backend="matplotlib")
+        figure.savefig(file, format=kind, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return file.getvalue()
 
@@ -198,7 +201,7 @@ def heat_map(
         f"{side}ticks": list(enumerate(map(_short, data[name].values.tolist()))) for side, name in (("x", x), ("y", y))
     }
     options = {"color": "mean", "cmap": "viridis", "colorbar": True, "clabel": result}
-    options |= ticks | {"xlabel": x, "ylabel": y}
+    options |= ticks | {"xlabel": f"{x} (colour: {result})", "ylabel": y}
     shown = {"tools": ["hover"], "hover_tooltips": tips, "hooks": [_plain_logo], "line_alpha": 0}
     shown |= {"clipping_colors": {"NaN": "#80808033"}}
     drawn = styled(cells, SIZE | options | shown, options | {"fig_inches": 4, "aspect": 1.5, "edgecolor": "none"})
@@ -280,6 +283,10 @@ def _words(names: Sequence[str], values: Any) -> str:
     return " · ".join(f"{n} {_short(v)}" for n, v in zip(names, values))
 
 
+def _on_a_chip(plot: Any, element: Any) -> None:
+    plot.handles["glyph"].update(background_fill_color="#ffffff", background_fill_alpha=0.8, border_radius=3, padding=2)
+
+
 def _ends(column: Any, i: int) -> Any:
     "The values at an axis: all of a few, else the ends."
     if _is_number(column) and column.dtype != bool and column.nunique() > 8:
@@ -287,7 +294,7 @@ def _ends(column: Any, i: int) -> Any:
     else:
         marks = list(dict(zip(_height(column), column)).items())
     rows = [(i - 0.03, y, f"{v:.4g}" if isinstance(v, float) else str(v)[:18]) for y, v in marks]
-    small = {"text_align": "right", "text_font_size": "8pt", "text_color": "#808080"}
+    small = {"text_align": "right", "text_font_size": "8pt", "text_color": "#222222", "hooks": [_on_a_chip]}
     return styled(
         hv.Labels(rows, ["x", "y"], "text"), small, {"size": 8, "color": "#606060", "horizontalalignment": "right"}
     )

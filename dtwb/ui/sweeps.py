@@ -12,10 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
+from bokeh.models.widgets.tables import NumberFormatter
 from fastcore.basics import patch
 
 from ..core.errors import SweepError
@@ -36,6 +38,7 @@ from dtwb.ui.shell import (
     section,
     skeleton,
     sync,
+    wrapping,
 )
 from dtwb.ui.sweep_views import (
     REPLICATIONS,
@@ -177,12 +180,13 @@ class Sweeps(param.Parameterized):
             options=["largest", "smallest"], value="largest", size="small", margin=(14, 8)
         )
         self.x, self.y = _select("Along", 150, options=[]), _select("Lines and rows", 150, options=[])
-        self.held: Any = pn.Row(styles={"flex-wrap": "wrap"})  # a picker for each parameter that is not shown
+        self.held: Any = wrapping()  # a picker for each parameter that is not shown
         self.asked = pmui.TextInput(label="Filter: words, or places>=4", width=340, size="small", margin=(6, 4))
         self.badge = pn.pane.HTML("", margin=(8, 12), align="center")
         self.bodies = {name: pn.Column(sizing_mode="stretch_width") for name in _BODIES}
         self.main = pn.Column(skeleton(120), skeleton(320), sizing_mode="stretch_width")
-        first = pn.Row(self.picker, self.bodies["about"], sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        self.bodies["about"].min_width = 280
+        first = wrapping(self.picker, self.bodies["about"])
         self.page = pn.Column(first, self.main, sizing_mode="stretch_width")
         self._busy, self._judged = False, ("", "")
         self._watch()
@@ -355,8 +359,6 @@ def _draw_runs(self: Sweeps) -> None:
 
 def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
     shown = frame.drop(columns=["error"]).assign(started=frame.started.str.replace("T", " ").str[:19])
-    numbers = [name for name in shown if shown[name].dtype.kind == "f"]
-    shown = shown.assign(**{name: [float(f"{v:.5g}") for v in shown[name]] for name in numbers})
     link = (
         "<a style='color:var(--mui-palette-primary-main,#0072B2)' href='{0}/{1}/{2}' target='_blank' rel='noopener' "
         "aria-label='notebook of run {2}'>open</a>"
@@ -372,7 +374,8 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
         sizing_mode="stretch_width",
         layout="fit_data_fill",
         theme="materialize",
-        formatters={"notebook": {"type": "html"}},
+        formatters={"notebook": {"type": "html"}} | _digits(frame),
+        text_align={name: "right" for name in frame if frame[name].dtype.kind == "f"},
         margin=(0, 8, 8, 8),
     )
 
@@ -382,6 +385,20 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
 
     table.on_click(chosen)
     return table
+
+
+def _digits(frame: pd.DataFrame) -> dict[str, Any]:
+    "Four digits of the largest number of a column, and so many places for all of them."
+    found: dict[str, Any] = {}
+    for name in frame:
+        values = frame[name].to_numpy()
+        values = values[np.isfinite(values)] if values.dtype.kind == "f" else np.array([])
+        size = float(np.abs(values).max()) if len(values) else 0.0
+        if 1e-6 < size < 1e12:
+            whole = bool((values == values.round()).all())
+            places = 0 if whole else min(8, max(0, 3 - math.floor(math.log10(size))))
+            found[str(name)] = NumberFormatter(format=f"0.{'0' * places}" if places else "0")
+    return found
 
 
 @patch
@@ -411,7 +428,7 @@ def _sections(self: Sweeps) -> list:
     b = self.bodies
 
     def files(name: str, make: Callable[[], Any], frame: Callable[[], pd.DataFrame]) -> Any:
-        def file(kind: str) -> Callable[[], bytes]:
+        def file(kind: str) -> Any:
             def drawn() -> bytes:
                 if (element := make()) is None:
                     raise SweepError("there is nothing to be drawn", name)
@@ -433,17 +450,13 @@ def _sections(self: Sweeps) -> list:
     def table() -> pd.DataFrame:
         return filter_runs(self.data.to_dataframe(), self.ask)
 
-    half = {"min_width": 340, "sizing_mode": "stretch_width"}
-    pictures = pn.FlexBox(
-        pn.Column(b["slices"], **half, styles={"flex": "1 1 420px"}),
-        pn.Column(b["heat"], **half, styles={"flex": "1 1 420px"}),
-        sizing_mode="stretch_width",
-    )
+    half = {"sizing_mode": "stretch_width", "min_width": 300, "styles": {"flex": "1 1 420px"}}
+    pictures = wrapping(pn.Column(b["slices"], **half), pn.Column(b["heat"], **half))
     parts = [
         section("Key figures", b["strip"], tools=(self.results, self.best)),
         section(
             "Slices and heat map",
-            pn.Row(self.x, self.y, self.held, styles={"flex-wrap": "wrap"}),
+            wrapping(self.x, self.y, self.held),
             pictures,
             tools=(files("slices", self._slices, over(self.x.value, self.y.value)),),
             note="means with their 95 % interval over what is averaged",

@@ -32,7 +32,7 @@ _LIST_CSS = """
 .dtwb-machines input { font: inherit; color: inherit; background: transparent; box-sizing: border-box; width: 100%;
   height: 36px; border: 1px solid #8886; border-radius: 6px; padding: 0 10px; margin-bottom: 6px; }
 .dtwb-machines input::placeholder { color: inherit; opacity: .7; }
-.dtwb-rows { max-height: 300px; overflow-y: auto; border: 1px solid #8884; border-radius: 6px; }
+.dtwb-rows { max-height: 400px; overflow-y: auto; border: 1px solid #8884; border-radius: 6px; }
 .dtwb-rows > div { display: grid; grid-template-columns: 16px 1fr 7.2em 4.6em; gap: 0 8px; align-items: center;
   padding: 4px 10px; cursor: pointer; min-height: 24px; }
 .dtwb-rows > div:hover { background: #8882; }
@@ -164,7 +164,6 @@ class Twin(RunApp):
     # methods that come below, each beside its prose
     _draw: Any
     _connect: Any
-    _jump: Any
     _look: Any
     _tell: Any
     _choose: Any
@@ -216,7 +215,9 @@ def _draw(self: Twin, view: RunView) -> None:
     asked = self.time if first else None  # the time in the address is of the run in the address
     live = view.running and asked is None
     at = story.end if live else 0.2 * story.end if asked is None else min(max(asked, 0.0), story.end)
-    scene = Scene(story.factory, story.trace, width=900, height=420).show(at)
+    scene = Scene(story.factory, story.trace, width=900)
+    scene.height = min(max(scene.height, 320), 480)
+    scene.show(at)
     self.scene = SceneView(scene, self.speed)
     self.scene.clock.running, self.scene.clock.live = view.running, live
     levels = {buffer.id: buffer.capacity for buffer in story.factory.buffers}
@@ -229,14 +230,14 @@ def _draw(self: Twin, view: RunView) -> None:
     csv = lambda: self._frame().to_csv(index=False)
     tools = (self.follow, exports(f"twin-{view.id}", svg=lambda: self.scene.scene.picture))
     plant = section("Plant", self.scene.__panel__(), tools=tools)
-    machines = section("Machines", self.list, self.card, tools=(exports(f"machines-{view.id}", csv=csv),))
-    self.content[:] = [
-        pn.FlexBox(
-            pn.Column(plant, styles={"flex": "3 1 560px", "min-width": "0"}),
-            pn.Column(machines, styles={"flex": "1 1 330px", "min-width": "0"}),
-            sizing_mode="stretch_width",
-        )
-    ]
+    machines = section("Machines", self.list, tools=(exports(f"machines-{view.id}", csv=csv),))
+    parts = {
+        "3 1 560px": plant,
+        "1 1 320px": machines,
+        "1 1 100%": pmui.Paper(self.card, sizing_mode="stretch_width", margin=(6, 6), variant="outlined", sx={"p": 1}),
+    }
+    places = [pn.Column(part, styles={"flex": flex, "min-width": "0"}) for flex, part in parts.items()]
+    self.content[:] = [pn.FlexBox(*places, sizing_mode="stretch_width", align_items="flex-start")]
     self._choose()
     self._follow()
     self._look()
@@ -259,16 +260,6 @@ def _connect(self: Twin) -> None:
     self.follow.param.watch(lambda e: self.param.update(part=e.new or ""), "value")
     self.param.watch(lambda _: self._choose(), "machine")
     self.param.watch(lambda _: self._follow(), "part")
-    self.param.watch(lambda e: self.scene and self.scene.clock.param.update(speed=e.new), "speed")
-    self.param.watch(self._jump, "time")
-
-
-@patch
-def _jump(self: Twin, event: Any) -> None:
-    "A time that came with the address."
-    clock = self.scene.clock
-    if event.new is not None and not clock.playing and abs(event.new - round(clock.time, 1)) > 0.05:
-        clock.time = min(max(event.new, 0.0), clock.end)
 
 
 @patch
