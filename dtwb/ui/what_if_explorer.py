@@ -294,7 +294,9 @@ class WhatIfExplorer(widgets.VBox):
         except Stopped:
             return
         except DtwbError as e:
-            self.head.value = f"<div class='dtwb-error' style='color:#D55E00;font-size:14px'>{escape(str(e), quote=False)}</div>"
+            self.head.value = (
+                f"<div class='dtwb-error' style='color:#D55E00;font-size:14px'>{escape(str(e), quote=False)}</div>"
+            )
             return
         if not out_of_date():
             self.scenario, self.rows = scenario, differences(self.base, changed, self.kpis)
