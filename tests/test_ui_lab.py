@@ -115,6 +115,9 @@ SHOW = """at => {
 }"""
 
 
+EXPLORERS = {"explore_twin(": "canvas", "explore_what_if(": "table", "explore_attention(": "img"}
+
+
 def explorer(page, call: str):
     "The output of the cell that holds `call`, on the screen."
     page.evaluate(SHOW, call)
@@ -123,14 +126,13 @@ def explorer(page, call: str):
     return output
 
 
-def turns(page, output, look: str, keys: str = "PageUp") -> None:
+def turns(page, output, look: str, key: str) -> None:
     "The first slider of `output` is moved: what `look` finds is another picture then."
     picture = output.locator(look).first
     picture.wait_for()
     before = settled(page, picture)
     output.get_by_role("slider").first.focus()
-    for _ in range(4):
-        page.keyboard.press(keys)
+    page.keyboard.press(key)
     for _ in range(40):
         if (np.abs(pixels(settled(page, picture)) - pixels(before)).max(2) > 30).sum() > 100:
             return
@@ -151,16 +153,17 @@ def settled(page, picture) -> bytes:
 
 def test_explorers(page):
     run(page, "nbs/tutorials/05_explorers.ipynb")
-    turns(page, explorer(page, "Scene(run).play("), "canvas")
+    for call, look in EXPLORERS.items():
+        turns(page, explorer(page, call), look, "End")
     page.evaluate(
         "() => { window.jupyterapp.commands.execute('notebook:restart-run-all').then(() => window.again = true) }"
     )
     page.get_by_role("button", name="Confirm Kernel Restart").click()
     page.wait_for_function("() => window.again")
     check(page)
-    first = explorer(page, "Scene(run).play(")
+    first = explorer(page, "explore_twin(")
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:create-output-view')")
     second = page.locator(".jp-LinkedOutputView")
     second.locator("canvas").first.wait_for()
-    turns(page, second, "canvas")
-    turns(page, first, "canvas")
+    turns(page, second, "canvas", "End")
+    turns(page, first, "canvas", "Home")
