@@ -28,10 +28,12 @@ def shows(page, state) -> None:
     "Wait until the list has what a state has, machine by machine."
     wanted = {id: machine.status.value for id, machine in state.machines.items()}
     page.locator(".dtwb-rows").evaluate(
-        """(list, wanted) => new Promise(done => { const look = () => {
-          const same = Object.entries(wanted).every(([id, status]) =>
-            list.querySelector(`[data-machine=${id}]`)?.dataset.status === status)
-          same ? done() : setTimeout(look, 50)
+        """(list, wanted) => new Promise((done, fail) => { const begun = Date.now(), look = () => {
+          const other = Object.entries(wanted).filter(([id, status]) =>
+            list.querySelector(`[data-machine=${id}]`)?.dataset.status !== status)
+          if (!other.length) done()
+          else if (Date.now() - begun > 60000) fail(new Error(`not shown: ${other}`))
+          else setTimeout(look, 50)
         }; look() })""",
         wanted,
     )

@@ -181,7 +181,7 @@ export function render({ model, view }) {
   const moving = () => model.playing || model.live || model.track.length
   function tick(now) {
     frame = null
-    const passed = before === null ? 0 : Math.min((now - before) / 1000, 0.5), was = t
+    const passed = before === null ? 0 : Math.min((now - before) / 1000, 0.5)
     before = now
     if (model.playing) {
       t = Math.min(t + passed * model.speed, model.end)
@@ -192,11 +192,15 @@ export function render({ model, view }) {
     }
     if (model.track.length) seek()?.chase(model.track, t)
     show()
-    if (t !== was && now - toldAt > 250) tell()
+    if (t !== told && now - toldAt > 250) tell()
     if (moving()) frame = requestAnimationFrame(tick); else before = null
   }
   const run = () => { if (frame === null && moving()) { before = null; frame = requestAnimationFrame(tick) } }
-  function go(to) { t = Math.min(Math.max(to, 0), model.end); if (model.live) model.live = false; show(); tellSoon() }
+  function go(to) {
+    t = to > model.end - 1e-3 ? model.end : Math.max(to, 0)  // a slider rounds
+    if (model.live) model.live = false
+    show(); tellSoon()
+  }
   function toggle() {
     if (!model.playing && t >= model.end) t = 0
     model.live = false; tell(); model.playing = !model.playing; show(); run()
