@@ -103,7 +103,11 @@ def served(folder: Path) -> Iterator[Server]:
         yield Server(url, process, time.perf_counter() - begun)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            say("the server does not end")
+            process.kill()
 
 
 # with a browser
