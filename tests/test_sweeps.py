@@ -15,6 +15,7 @@ from dtwb.core.errors import StoreError, SweepError
 from dtwb.sweeps.recorded import find_sweep
 from dtwb.sweeps.results import Sweep, SweepRun, list_sweeps, read_arrays
 from dtwb.sweeps.runner import read_template, run_id, run_sweep
+from dtwb.sweeps.space import Space
 
 LOADED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 TEMPLATE = ROOT / "nbs" / "experiments" / "line_buffers.ipynb"
@@ -149,3 +150,25 @@ def test_templates_that_cannot_be_swept(tmp_path):
         run_sweep(TEMPLATE, [], "empty", tmp_path)
     notebook = read_template(TEMPLATE)
     assert run_id(notebook, {"places": 1}) != run_id(notebook, {"places": 1}, code="another")
+
+
+@pytest.mark.parametrize(
+    "points, words",
+    [
+        ([{"plces": 1}], "it has no parameter 'plces'"),
+        ([{"places": 1}, {"places": "two"}], "'two' is not of type int"),
+        (Space({"repair": [5.0]}, seeds=[1, 2.5]), "2.5 is not of type int"),
+    ],
+)
+def test_what_the_template_does_not_take_is_refused_before_anything_runs(tmp_path, points, words):
+    with pytest.raises(SweepError, match=words):
+        run_sweep(TEMPLATE, points, "wrong", tmp_path)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_template_with_a_mistake_is_refused(tmp_path):
+    notebook = json.loads(TEMPLATE.read_text())
+    notebook["cells"][-1]["source"] = "def broken(:"
+    (tmp_path / "broken.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(SweepError, match=r"broken\.ipynb: cell 10: invalid syntax"):
+        run_sweep(tmp_path / "broken.ipynb", [{"places": 1}], "wrong", tmp_path)

@@ -115,6 +115,9 @@ SHOW = """at => {
 }"""
 
 
+EXPLORERS = {"explore_twin(": "canvas", "explore_what_if(": "", "explore_schedule(": "", "explore_attention(": "img"}
+
+
 def explorer(page, call: str):
     "The output of the cell that holds `call`, on the screen."
     page.evaluate(SHOW, call)
@@ -123,44 +126,45 @@ def explorer(page, call: str):
     return output
 
 
-def turns(page, output, look: str, keys: str = "PageUp") -> None:
-    "The first slider of `output` is moved: what `look` finds is another picture then."
-    picture = output.locator(look).first
-    picture.wait_for()
-    before = settled(page, picture)
+def turns(page, output, look: str, key: str) -> None:
+    "The first slider of `output` is moved: what `look` finds is another picture then, or without it, another text."
+    before = seen(page, output, look)
     output.get_by_role("slider").first.focus()
-    for _ in range(4):
-        page.keyboard.press(keys)
-    for _ in range(40):
-        if (np.abs(pixels(settled(page, picture)) - pixels(before)).max(2) > 30).sum() > 100:
+    page.keyboard.press(key)
+    for _ in range(60):
+        now = seen(page, output, look)
+        if now != before and (not look or (np.abs(pixels(now) - pixels(before)).max(2) > 30).sum() > 100):
             return
-    raise AssertionError(f"{look} stayed as it was")
+    raise AssertionError(f"{look or 'the text'} stayed as it was")
 
 
-def settled(page, picture) -> bytes:
-    "A picture that is the same twice."
-    before = picture.screenshot()
+def seen(page, output, look: str) -> bytes | str:
+    "What is there, once it is the same twice."
+    picture = output.locator(look).first if look else output
+    picture.wait_for()
+    before = None
     for _ in range(40):
-        page.wait_for_timeout(250)
-        now = picture.screenshot()
+        now = picture.screenshot() if look else picture.inner_text()
         if now == before:
             break
         before = now
-    return before
+        page.wait_for_timeout(250)
+    return now
 
 
 def test_explorers(page):
     run(page, "nbs/tutorials/05_explorers.ipynb")
-    turns(page, explorer(page, "Scene(run).play("), "canvas")
+    for call, look in EXPLORERS.items():
+        turns(page, explorer(page, call), look, "End")
     page.evaluate(
         "() => { window.jupyterapp.commands.execute('notebook:restart-run-all').then(() => window.again = true) }"
     )
     page.get_by_role("button", name="Confirm Kernel Restart").click()
     page.wait_for_function("() => window.again")
     check(page)
-    first = explorer(page, "Scene(run).play(")
+    first = explorer(page, "explore_twin(")
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:create-output-view')")
     second = page.locator(".jp-LinkedOutputView")
     second.locator("canvas").first.wait_for()
-    turns(page, second, "canvas")
-    turns(page, first, "canvas")
+    turns(page, second, "canvas", "End")
+    turns(page, first, "canvas", "Home")

@@ -72,11 +72,12 @@ def test_what_is_shown_can_be_saved(site, visit):
 
 
 def test_a_page_without_its_server_says_so(site, browser):
-    with watched(browser, quiet=False) as visit:
+    with watched(browser, quiet=False, color_scheme="dark") as visit:
         page, sockets = visit("about:blank"), []
         page.route_web_socket("**/ws*", lambda socket: sockets.append((socket, socket.connect_to_server())))
         page = visit(site.app("probe"))
         says(page, "a third tick")
+        page.wait_for_function("() => document.cookie.includes('dtwb_theme=dark')")  # as this browser wishes
         sockets[-1][0].close(code=3000)
         page.get_by_role("alert").filter(has_text="no longer updated").wait_for()
         page.get_by_role("button", name="Reload").click()

@@ -96,24 +96,25 @@ def _said(error: Exception) -> str:
 # %% ../../nbs/sweeps/10_runner.ipynb #5d9b7bae
 def run_sweep(
     template: Path | str,
-    points: Iterable[Mapping[str, Any]],  # the parameters of each run
+    points: Iterable[Mapping[str, Any]],  # the parameters of each run: a Space, or a list
     name: str,  # of the sweep: its folder's
     root: Path | None = None,  # where runs lie; the setting `paths.runs` by default
     progress: Any = None,  # called with (done, total)
 ) -> Path:  # the sweep's folder
     "Execute the template at every point that has not finished yet."
-    template, points = Path(template), [dict(point) for point in points]
-    notebook = read_template(template)
+    from dtwb.sweeps.space import Space, check_space, check_values
+
+    template, space = Path(template), points if isinstance(points, Space) else None
+    notebook, points = read_template(template), [dict(point) for point in points]
     if not points:
         raise SweepError("there is no point in it", f"sweep {name!r}", "give values for at least one parameter")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")
     folder = (root or settings().path("runs")) / name
+    names = dict.fromkeys(key for point in points for key in point)
+    axes = {key: list(dict.fromkeys(point[key] for point in points if key in point)) for key in names}
+    _ = check_space(space, template) if space else check_values(axes, template)
     folder.mkdir(parents=True, exist_ok=True)
-    axes = {
-        key: list(dict.fromkeys(p[key] for p in points if key in p))
-        for key in dict.fromkeys(k for p in points for k in p)
-    }
     about = {"name": name, "template": template.name, "started": _now(), "runs": len(points), "axes": axes}
     write_json(folder / "sweep.json", about)
     for done, point in enumerate(points):

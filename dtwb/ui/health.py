@@ -7,12 +7,14 @@ __all__ = ['dashboard', 'failure', 'Health', 'health_route']
 
 # %% ../../nbs/ui/08_health.ipynb #6b478c64
 import asyncio
+import inspect
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from bokeh.server.callbacks import NextTickCallback
 from panel.io.application import Application, build_single_handler_application
 from panel.io.document import _cleanup_doc
 from panel.io.resources import LOCAL_DIST, patch_model_css
@@ -58,11 +60,11 @@ def _error(app: Application) -> str:  # of the last time that it was drawn
 
 # %% ../../nbs/ui/08_health.ipynb #6653afe0
 @contextmanager
-def _errors() -> Iterator[list[str]]:
-    "What the workbench logs as an error meanwhile."
+def _errors(mine: Callable[[], bool]) -> Iterator[list[str]]:
+    "What the workbench logs as an error meanwhile, where it is `mine`."
     said: list[str] = []
     handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: said.append(record.getMessage()) if mine() else None
     logging.getLogger("dtwb").addHandler(handler)
     try:
         yield said
@@ -70,21 +72,35 @@ def _errors() -> Iterator[list[str]]:
         logging.getLogger("dtwb").removeHandler(handler)
 
 
-def failure(
+async def failure(
     app: Application,
 ) -> str:  # one line; empty: it can be drawn
     "Why a dashboard cannot be drawn."
-    document = None
-    with _errors() as said:
+    document: Any = None  # while it is made nobody else is served
+    with _errors(lambda: document is None or state.curdoc is document) as said:
         try:
             document = generate_session(app, payload={"arguments": {}, "cookies": {}, "headers": {}}).document
             state._on_load(document)
+            await _ticks(document)
         except Exception as e:
             _log.error("it cannot be drawn: %s", e, exc_info=True)
+            said.append(str(e))
         finally:
             if document is not None:
                 _forget(document)
-    return said[0].splitlines()[0] if said else ""
+    return said[0].partition("\n")[0] if said else ""
+
+
+async def _ticks(document: Any) -> None:
+    "What was put off to the next ticks; nobody else calls it here."
+    while ticks := [tick for tick in document.session_callbacks if isinstance(tick, NextTickCallback)]:
+        for tick in ticks:
+            document.remove_next_tick_callback(tick)
+            with set_curdoc(document):
+                done: Any = tick.callback()
+                if inspect.isawaitable(done):
+                    await done
+        await asyncio.sleep(0)
 
 
 def _forget(document: Any) -> None:
@@ -109,7 +125,7 @@ class Health:
         async with self.lock:
             if time.monotonic() - self.seen >= self.FRESH:
                 for name, app in self.apps.items():
-                    why = failure(app)
+                    why = await failure(app)
                     if why:
                         _log.error("dashboard %s fails: %s", name, why)
                     self.states[name] = "fails" if why else "ok"

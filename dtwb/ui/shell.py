@@ -337,6 +337,7 @@ _WIDE = "@media (min-width:1100px)"
 _SX = {
     f"{_WIDE}": {"& .header button[aria-label$='drawer']": {"display": "none"}},  # the bar has the links there
     "& .header .MuiToolbar-root": {"paddingLeft": "12px", "paddingRight": "8px"},
+    "& .header .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},  # what is too long there is broken
 }
 
 
@@ -358,8 +359,13 @@ def page(
     except Exception as e:
         log_error(e, title)
         header, main, tags = [], [error_panel(e, title)], [] if isinstance(e, AccessError) else [FAILED]
+    for view in header:
+        view.styles = {"min-width": "0", "flex-shrink": "1"} | view.styles
     links = {"apps": _apps(app), "current": app, "user": _visitor()}
-    bar, menu = Navigation(**links, dark=dark), Navigation(**links, upright=True, sizing_mode="stretch_width")
+    bar, menu = (
+        Navigation(**links, dark=dark, align="center"),
+        Navigation(**links, upright=True, sizing_mode="stretch_width"),
+    )
     whole = pmui.Page(
         meta_title=title,
         header=[bar, pn.Spacer(sizing_mode="stretch_width"), *header],
@@ -377,7 +383,7 @@ def page(
         meta_description="dtwb: digital twin workbench",
     )
     whole.param.watch(lambda event: bar.param.update(dark=event.new), "dark_theme")
-    bar.param.watch(lambda event: whole.param.update(dark_theme=bool(event.new)), "wanted")
+    bar.param.watch(lambda _: pn.state.onload(lambda: whole.param.update(dark_theme=True)), "wanted")
     return whole
 
 

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
@@ -388,14 +389,15 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
 
 def _digits(frame: pd.DataFrame) -> dict[str, Any]:
     "Four digits of the largest number of a column, and so many places for all of them."
-    found = {}
+    found: dict[str, Any] = {}
     for name in frame:
-        values = frame[name]
-        if values.dtype.kind == "f" and (size := values.abs().max()) > 0:
-            whole = (values.dropna() == values.dropna().round()).all()
+        values = frame[name].to_numpy()
+        values = values[np.isfinite(values)] if values.dtype.kind == "f" else np.array([])
+        size = float(np.abs(values).max()) if len(values) else 0.0
+        if 1e-6 < size < 1e12:
+            whole = bool((values == values.round()).all())
             places = 0 if whole else min(8, max(0, 3 - math.floor(math.log10(size))))
-            if size < 1e12 and size > 1e-6:
-                found[name] = NumberFormatter(format=f"0.{'0' * places}" if places else "0")
+            found[str(name)] = NumberFormatter(format=f"0.{'0' * places}" if places else "0")
     return found
 
 

@@ -156,7 +156,7 @@ def differences_html(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{escape(kpi_words(row['kpi']))}</td>"
             f"<td style='{cell}'>{tell(row['base'] * factor)}</td><td style='{cell};font-weight:600'>"
             f"{tell(row['now'] * factor)} {escape(unit)}</td><td>{_bar(row, color)}</td>"
-            f"<td style='{cell};text-align:left'>{escape(said)} <b style='color:{color}'>{word}</b></td></tr>"
+            f"<td style='{cell};text-align:left'><b style='color:{color}'>{word}</b> {escape(said)}</td></tr>"
         )
     head = "".join(
         f"<th style='{cell};text-align:{side};font-weight:400;opacity:.75'>{name}</th>"
@@ -169,12 +169,12 @@ def differences_html(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     )
     return (
-        "<div style='overflow-x:auto'><table class='dtwb-differences' style='border-collapse:collapse;font-size:14px;"
+        "<div style='overflow-x:auto'><table class='dtwb-differences' style='border-collapse:collapse;font-size:13px;"
         f"line-height:1.4'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _bar(row: Mapping[str, Any], color: str, width: int = 180) -> str:
+def _bar(row: Mapping[str, Any], color: str, width: int = 110) -> str:
     "The interval on a scale of its own, at least a tenth of the base to each side."
     ends = np.nan_to_num([row["low"], row["difference"], row["high"]])
     reach = max(np.abs(ends).max(), 0.1 * abs(row["base"]), 1e-12) * 1.08
@@ -294,7 +294,9 @@ class WhatIfExplorer(widgets.VBox):
         except Stopped:
             return
         except DtwbError as e:
-            self.head.value = f"<div class='dtwb-error' style='color:#D55E00;font-size:14px'>{escape(str(e), quote=False)}</div>"
+            self.head.value = (
+                f"<div class='dtwb-error' style='color:#D55E00;font-size:14px'>{escape(str(e), quote=False)}</div>"
+            )
             return
         if not out_of_date():
             self.scenario, self.rows = scenario, differences(self.base, changed, self.kpis)

@@ -1,12 +1,11 @@
-"""Measures the dashboards as `dtwb serve` gives them: first pictures, many visitors, memory, a soak, the twin's frames.
+"""Measures the dashboards as `dtwb serve` gives them: first pictures, many visitors, memory, a soak.
 
-    python nbs/benchmarks/run_ui.py all             # some eight minutes; writes nbs/benchmarks/ui.json
-    python nbs/benchmarks/run_ui.py first --apps overview,twin
-    python nbs/benchmarks/run_ui.py visitors soak frames --out /tmp/ui.json
+    python nbs/benchmarks/run_ui.py all             # some six minutes; writes nbs/benchmarks/ui.json
+    python nbs/benchmarks/run_ui.py first --apps overview,twin --out /tmp/ui.json
 
-`first` and `frames` look with Chromium (WebGL in software where there is no graphics card). `visitors` and `soak` do
-not: twenty Chromiums on two cores would measure Chromium. Their visitor fetches the page, opens its websocket, pulls
-the document, says that it is ready, takes whatever comes, and leaves: all that the server has to do for a browser.
+`first` looks with Chromium. `load` does not: twenty Chromiums on two cores would measure Chromium. Its visitor fetches
+the page, opens its websocket, pulls the document, says that it is ready, takes whatever comes, and leaves: all that the
+server has to do for a browser. How fluent the twin is, `run_ui_frames.py` measures.
 """
 
 import argparse
@@ -35,12 +34,11 @@ QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component
 GL = ["--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 FIRST = {  # what is a picture of its own in each app: any of these
     "overview": ".dtwb-kpi",
-    "attention": ".dtwb-attention img, .dtwb-attention canvas, .bk-Figure canvas, img.dtwb-image",
+    "attention": ".dtwb-picture img, .dtwb-picture canvas, .dtwb-picture svg",
     "twin": ".dtwb-scene canvas, canvas",
     "schedule": ".bk-Figure canvas",
     "sweeps": ".tabulator-row, .bk-Figure canvas",
 }
-SIZES = (50, 200, 500)
 LIMIT = 30  # s that a picture is waited for
 
 
@@ -105,7 +103,11 @@ def served(folder: Path) -> Iterator[Server]:
         yield Server(url, process, time.perf_counter() - begun)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            say("the server does not end")
+            process.kill()
 
 
 # with a browser
@@ -149,7 +151,7 @@ for (const kind of [window.WebGLRenderingContext, window.WebGL2RenderingContext]
 """
 
 
-def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 3) -> list[dict]:
+def first(folder: Path, apps: list[str], fresh: int = 1, again: int = 4) -> list[dict]:
     "First pictures: `fresh` servers for each app, a browser without anything in its cache; then the same page `again`."
     rows = []
     for app in apps:
@@ -201,43 +203,6 @@ def store_run(folder: Path, plant: Any) -> str:  # the run's id
             for event in result.events:
                 run.writer(event)
     return run.id
-
-
-def frames(folder: Path, sizes: tuple[int, ...] = SIZES, seconds: float = 8.0) -> list[dict]:
-    "The twin while it plays: pictures a second, and bytes that arrive."
-    rows = []
-    runs = {size: store_run(folder, big_plant(size)) for size in sizes}
-    with served(folder) as server, chromium() as browser:
-        for size, run in runs.items():
-            page = browser.new_page(viewport={"width": 1440, "height": 1000})
-            page.add_init_script(COUNT)
-            received = [0]
-
-            def count(payload: Any, received: list[int] = received) -> None:
-                received[0] += len(payload)
-
-            page.on("websocket", lambda socket, count=count: socket.on("framereceived", count))
-            seen = look(page, f"{server.url}/twin?run={run}", "twin")
-            page.wait_for_timeout(3000)
-            _, cpu = server.use()
-            drawn, bytes_, begun = page.evaluate("() => window.drawn"), received[0], time.perf_counter()
-            page.locator("canvas").first.click()
-            page.keyboard.press("Space")
-            page.wait_for_timeout(seconds * 1000)
-            spent = time.perf_counter() - begun
-            rows.append(
-                {
-                    "suite": "frames",
-                    "machines": size,
-                    "picture": seen["picture"],
-                    "frames_per_second": (page.evaluate("() => window.drawn") - drawn) / spent,
-                    "bytes_per_minute": (received[0] - bytes_) / spent * 60,
-                    "server_cpu": (server.use()[1] - cpu) / spent,
-                }
-            )
-            say(f"twin of {size} machines: {rows[-1]}")
-            page.close()
-    return rows
 
 
 # without one
@@ -315,95 +280,78 @@ async def wave(urls: list[str]) -> tuple[list[Visitor], list[float]]:
     return visitors, await asyncio.gather(*(visitor.come() for visitor in visitors))
 
 
-async def until_quiet(server: Server, least: float = 2.0, limit: float = 45.0) -> None:
-    "Until sessions are forgotten: the memory has not fallen for a while."
-    best, since, begun = server.use()[0], time.perf_counter(), time.perf_counter()
-    while time.perf_counter() - begun < limit and (
-        time.perf_counter() - begun < 20 or time.perf_counter() - since < least
-    ):
-        await asyncio.sleep(1)
-        memory = server.use()[0]
-        if memory < best - 1:
-            best, since = memory, time.perf_counter()
+async def forgotten() -> None:
+    "Bokeh forgets a session 15 s after its browser has left, and looks every 17 s."
+    await asyncio.sleep(34)
 
 
 def several(apps: list[str], server: Server, n: int) -> list[str]:
     return [f"{server.url}/{apps[i % len(apps)]}" for i in range(n)]
 
 
-def visitors(folder: Path, apps: list[str], n: int = 20, stay: float = 20.0) -> list[dict]:
-    "What `n` visitors at once cost, spread over the apps and all in one app, and what is left when they have gone."
+async def visitors(server: Server, apps: list[str], n: int = 20, stay: float = 15.0) -> list[dict]:
+    "What `n` visitors at once cost, spread over the apps, and five in each app; all leave."
+    rows = []
+    for name, which in {"all": apps, **{app: [app] for app in apps}}.items():
+        memory, cpu = server.use()
+        those, waits = await wave(several(which, server, n if name == "all" else n // 4))
+        memory_in, cpu_in = server.use()
+        begun = time.perf_counter()
+        await asyncio.sleep(stay if name == "all" else stay / 3)
+        watching = (server.use()[1] - cpu_in) / (time.perf_counter() - begun) / len(those)
+        for visitor in those:
+            visitor.leave()
+        row = {
+            "suite": "visitors",
+            "app": name,
+            "visitors": len(those),
+            "memory_before": memory,
+            "memory_a_visitor": (memory_in - memory) / len(those),
+            "cpu_a_visit": (cpu_in - cpu) / len(those),
+            "cpu_watching": watching,  # of one core, by one who only looks
+            "wait_median": statistics.median(waits),
+            "wait_longest": max(waits),
+            "bytes_a_visit": statistics.mean(visitor.bytes for visitor in those),
+        }
+        if name == "all":
+            await forgotten()
+            row["memory_after"] = server.use()[0]
+        rows.append(row)
+        say(f"visitors, {name}: {json.dumps({k: round(v, 3) for k, v in row.items() if isinstance(v, float)})}")
+    return rows
 
-    async def measure() -> list[dict]:
-        rows = []
-        with served(folder) as server:
-            first, _ = await wave(several(apps, server, len(apps)))  # what everybody shares is loaded
-            for visitor in first:
+
+async def soak(server: Server, apps: list[str], sessions: int = 200, wide: int = 20) -> list[dict]:
+    "Memory after each `wide` sessions that came and went, and at last when all are forgotten."
+    rows = []
+    for done in range(0, sessions + wide, wide):
+        if done:
+            those, _ = await wave(several(apps, server, wide))
+            for visitor in those:
                 visitor.leave()
-            await until_quiet(server)
-            for name, which in {"all": apps, **{app: [app] for app in apps}}.items():
-                memory, cpu = server.use()
-                those, waits = await wave(several(which, server, n if name == "all" else n // 4))
-                memory_in, cpu_in = server.use()
-                begun = time.perf_counter()
-                await asyncio.sleep(stay if name == "all" else stay / 4)
-                watching = (server.use()[1] - cpu_in) / (time.perf_counter() - begun) / len(those)
-                for visitor in those:
-                    visitor.leave()
-                row = {
-                    "suite": "visitors",
-                    "app": name,
-                    "visitors": len(those),
-                    "memory_before": memory,
-                    "memory_a_visitor": (memory_in - memory) / len(those),
-                    "cpu_a_visit": (cpu_in - cpu) / len(those),
-                    "cpu_watching": watching,  # of one core, by one who only looks
-                    "wait_median": statistics.median(waits),
-                    "wait_longest": max(waits),
-                    "bytes_a_visit": statistics.mean(visitor.bytes for visitor in those),
-                }
-                if name == "all":
-                    await until_quiet(server)
-                    row["memory_after"] = server.use()[0]
-                rows.append(row)
-                say(f"visitors, {name}: {json.dumps({k: round(v, 3) for k, v in row.items() if isinstance(v, float)})}")
-        return rows
-
-    return asyncio.run(measure())
+        if done in (0, sessions):
+            await forgotten()
+        memory, cpu = server.use()
+        rows.append({"suite": "soak", "sessions": done, "memory": memory, "cpu": cpu})
+    say(f"soak: {[round(row['memory']) for row in rows]} MB")
+    return rows
 
 
-def soak(folder: Path, apps: list[str], sessions: int = 200, wide: int = 10) -> list[dict]:
-    "Memory after each `wide` sessions that came and went, and when all are forgotten."
+def load(folder: Path, apps: list[str]) -> list[dict]:
+    "One server: an app's first visitor loads what all share, then many at once, then one after the other."
 
-    async def measure() -> list[dict]:
-        rows, done = [], 0
-        with served(folder) as server:
-            while done <= sessions:
-                if done in (2 * wide, sessions) or done == 0:
-                    await until_quiet(server)
-                memory, cpu = server.use()
-                rows.append({"suite": "soak", "sessions": done, "memory": memory, "cpu": cpu})
-                if done == sessions:
-                    break
-                those, _ = await wave(several(apps, server, wide))
-                for visitor in those:
-                    visitor.leave()
-                done += wide
-        say(f"soak: {[round(row['memory']) for row in rows]} MB")
-        return rows
+    async def measure(server: Server) -> list[dict]:
+        those, _ = await wave(several(apps, server, 2 * len(apps)))
+        for visitor in those:
+            visitor.leave()
+        await forgotten()
+        return [*await visitors(server, apps), *await soak(server, apps)]
 
-    return asyncio.run(measure())
+    with served(folder) as server:
+        return asyncio.run(measure(server))
 
 
-SUITES = ("first", "visitors", "soak", "frames")
-
-
-def measured(suite: str, folder: Path, apps: list[str]) -> list[dict]:
-    if suite == "first":
-        return first(folder, apps)
-    if suite == "frames":
-        return frames(folder) if "twin" in apps else []
-    return {"visitors": visitors, "soak": soak}[suite](folder, apps)
+SUITES = {"first": first, "load": load}
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -444,8 +392,7 @@ def main() -> None:
             say(f"apps: {', '.join(apps)}; ready after {server.ready:.1f} s")
         for suite in SUITES if "all" in asked.suites else asked.suites:
             begun = time.perf_counter()
-            if rows := measured(suite, folder, apps):
-                write(asked.out, rows)
+            write(asked.out, SUITES[suite](folder, apps))
             say(f"{suite}: {time.perf_counter() - begun:.0f} s")
 
 
