@@ -6,7 +6,7 @@
 __all__ = ['IN_FORCE', 'LARGE', 'plans_of', 'plan_at', 'chart_of', 'moved_frames', 'strip_html', 'Schedules', 'figures_html',
            'create_app']
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #d510c403
+# %% ../../nbs/ui/45_schedule_app.ipynb #4c06037d
 import time as timer
 from collections.abc import Callable
 from html import escape
@@ -50,7 +50,7 @@ from dtwb.ui.schedule import (
     utilisation_row,
     working_shares,
 )
-from .shell import clock, empty_state, error_panel, every, exports, guard, section, skeleton, toast
+from .shell import clock, empty_state, error_panel, every, exports, guard, section, toast
 from .users import may, require, user
 from dtwb.ui.what_if import (
     Answer,
@@ -69,7 +69,7 @@ from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
 from .what_if_panel import GOALS, ONE_LINE, WhatIfPanel, spoken
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #b5986363
+# %% ../../nbs/ui/45_schedule_app.ipynb #799279e8
 IN_FORCE = "in force"
 
 
@@ -94,7 +94,7 @@ def plan_at(plans: dict[str, tuple[float, Schedule]], now: float) -> Schedule:
     known = [plan for time, plan in plans.values() if time <= now]
     return known[-1] if known else Schedule()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #4167227c
+# %% ../../nbs/ui/45_schedule_app.ipynb #5b52ebf0
 def chart_of(
     view: RunView,
     situation: Situation,
@@ -132,7 +132,7 @@ def _groups(view: RunView, situation: Situation) -> Groups:
         groups.of[id] = job.order, job.product
     return groups
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #51df30fc
+# %% ../../nbs/ui/45_schedule_app.ipynb #b00ac640
 def moved_frames(answer: Answer) -> pd.DataFrame:  # columns BARS
     "Where the operations were that have moved."
     new = {(row.job, row.operation): row for row in answer.solution.schedule.rows} if answer.solution else {}
@@ -159,7 +159,7 @@ def strip_html(base: Solution | None, new: Solution | None) -> str:
         tiles.append((label, f"{value:,.{0 if whole else 1}f}", units.get(label, "h"), note))
     return parts.tiles_html(tiles)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #0120cbdb
+# %% ../../nbs/ui/45_schedule_app.ipynb #d0389f08
 def _select(label: str, width: int, **kwargs: Any) -> Any:
     return pmui.Select(label=label, width=width, size="small", margin=(6, 4), **kwargs)
 
@@ -245,7 +245,7 @@ class Schedules(RunApp):
         every(self._curve, 500)
         self.start()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #47afd853
+# %% ../../nbs/ui/45_schedule_app.ipynb #d3b56c2f
 @patch
 def _watch(self: Schedules) -> None:
     self.plan.param.watch(lambda _: self._situate(), "value")
@@ -304,7 +304,7 @@ def _sections(self: Schedules) -> list:
     )
     return [section("Key figures of the plan", b["kpis"]), chart, b["answer"], halves]
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #784c794f
+# %% ../../nbs/ui/45_schedule_app.ipynb #28301c84
 @patch
 def show(self: Schedules, view: RunView) -> None:
     "Take up a run, or what is new of it."
@@ -370,7 +370,7 @@ def _lost(self: Schedules, error: Exception) -> None:
     self.picture.view[:] = [error_panel(error, "The plan", self.view.id)]
     self._set_may()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #fb5780c8
+# %% ../../nbs/ui/45_schedule_app.ipynb #2c7eda18
 @patch
 def _draw(self: Schedules) -> None:
     "Draw all that follows from the situation and the answer."
@@ -383,11 +383,7 @@ def _draw(self: Schedules) -> None:
     self.colour.param.update(options=options, value=self.by)
     run = self.view.id
     self.bodies["kpis"][:] = [guard(lambda: _strip(self.situation, new), what="The key figures", run=run)]
-    if not self._shown and pn.state.curdoc:  # the first time: numbers first
-        self.picture.view[:] = [skeleton(460)]
-        pn.state.curdoc.add_next_tick_callback(self._draw_chart)
-    else:
-        self._draw_chart()
+    self._draw_chart()
     self._say()
     self._set_may()
 
@@ -452,7 +448,7 @@ def _svg(self: Schedules) -> str:
     bars, beside, machines = self._shown
     return gantt_svg(bars, beside, machines)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #1a87f018
+# %% ../../nbs/ui/45_schedule_app.ipynb #a0400766
 @patch
 def solve(self: Schedules) -> None:
     "Solve what was asked."
@@ -507,7 +503,7 @@ def _no_plan(asked: str, why: str, how: str = "") -> Any:
         body, title="There is no such plan", severity="warning", sizing_mode="stretch_width", margin=(6, 6)
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #e7ed5041
+# %% ../../nbs/ui/45_schedule_app.ipynb #5e562832
 @patch
 def _curve(self: Schedules) -> None:
     "Draw the curve of the search, if there is something new."
@@ -528,7 +524,7 @@ def _set_may(self: Schedules) -> None:
         "" if allowed else "<span class='dtwb-viewer'>You are here as a viewer: an engineer runs what-ifs.</span>"
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #fec2d767
+# %% ../../nbs/ui/45_schedule_app.ipynb #5359e468
 @patch
 def _say(self: Schedules) -> None:
     "Show the answer."
@@ -587,7 +583,7 @@ def figures_html(frame: pd.DataFrame) -> str:
         rows.append(f"<tr style='border-top:1px solid #8884' data-figure='{label}'>{first}{cells}</tr>")
     return f"<table style='border-collapse:collapse;font-size:.9rem'><tr>{head}</tr>{''.join(rows)}</table>"
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #64a89211
+# %% ../../nbs/ui/45_schedule_app.ipynb #1acbff70
 @patch
 def accept(self: Schedules) -> None:
     "Keep the new plan with the run."
@@ -642,7 +638,7 @@ def judge(self: Schedules) -> None:
 
     self.judging.start(work, done)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #1a281bc0
+# %% ../../nbs/ui/45_schedule_app.ipynb #8f1c283e
 @patch
 def find_front(self: Schedules) -> None:
     "Look for the plans between two objectives."
@@ -727,7 +723,7 @@ def choose(self: Schedules, number: int | None) -> None:
     self._draw()
     self._take_front(case, found, number)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #9e63a66a
+# %% ../../nbs/ui/45_schedule_app.ipynb #1aa2d5d4
 def create_app() -> pmui.Page:
     "The schedule as a page to be served."
     return Schedules.serve("dtwb schedule", "schedule")
