@@ -3694,6 +3694,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'dtwb/ui/schedule.py'),
                                   'dtwb.ui.schedule.SchedulePicture.draw': ('ui/schedule.html#schedulepicture.draw', 'dtwb/ui/schedule.py'),
                                   'dtwb.ui.schedule.SchedulePicture.span': ('ui/schedule.html#schedulepicture.span', 'dtwb/ui/schedule.py'),
+                                  'dtwb.ui.schedule.SchedulePicture.width': ( 'ui/schedule.html#schedulepicture.width',
+                                                                              'dtwb/ui/schedule.py'),
                                   'dtwb.ui.schedule.SchedulePicture.write_names': ( 'ui/schedule.html#schedulepicture.write_names',
                                                                                     'dtwb/ui/schedule.py'),
                                   'dtwb.ui.schedule.SchedulePicture.zoom': ('ui/schedule.html#schedulepicture.zoom', 'dtwb/ui/schedule.py'),
