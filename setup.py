@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the served notebooks, which lie beside the package, go into the wheel as dtwb/apps."""
+"""What pyproject.toml cannot say: the served notebooks, which lie beside the package, go into the wheel."""
 
 from pathlib import Path
 from shutil import copyfile

@@ -108,14 +108,15 @@ def test_a_tutorial_runs(page):
 
 
 SHOW = """at => {
-  panel.content.activeCellIndex = panel.content.widgets.findIndex(cell => cell.model.sharedModel.source.includes(at))
+  const holds = cell => cell.model.type == 'code' && cell.model.sharedModel.source.includes(at)
+  panel.content.activeCellIndex = panel.content.widgets.findIndex(holds)
   const cell = panel.content.activeCell
   cell.node.scrollIntoView()
   cell.node.dataset.tested = at
 }"""
 
 
-EXPLORERS = {"explore_twin(": "canvas", "explore_what_if(": "table", "explore_attention(": "img"}
+EXPLORERS = {"explore_twin(": "canvas", "explore_what_if(": "", "explore_schedule(": "", "explore_attention(": "img"}
 
 
 def explorer(page, call: str):
@@ -127,28 +128,29 @@ def explorer(page, call: str):
 
 
 def turns(page, output, look: str, key: str) -> None:
-    "The first slider of `output` is moved: what `look` finds is another picture then."
-    picture = output.locator(look).first
-    picture.wait_for()
-    before = settled(page, picture)
+    "The first slider of `output` is moved: what `look` finds is another picture then, or without it, another text."
+    before = seen(page, output, look)
     output.get_by_role("slider").first.focus()
     page.keyboard.press(key)
-    for _ in range(40):
-        if (np.abs(pixels(settled(page, picture)) - pixels(before)).max(2) > 30).sum() > 100:
+    for _ in range(60):
+        now = seen(page, output, look)
+        if now != before and (not look or (np.abs(pixels(now) - pixels(before)).max(2) > 30).sum() > 100):
             return
-    raise AssertionError(f"{look} stayed as it was")
+    raise AssertionError(f"{look or 'the text'} stayed as it was")
 
 
-def settled(page, picture) -> bytes:
-    "A picture that is the same twice."
-    before = picture.screenshot()
+def seen(page, output, look: str) -> bytes | str:
+    "What is there, once it is the same twice."
+    picture = output.locator(look).first if look else output
+    picture.wait_for()
+    before = None
     for _ in range(40):
-        page.wait_for_timeout(250)
-        now = picture.screenshot()
+        now = picture.screenshot() if look else picture.inner_text()
         if now == before:
             break
         before = now
-    return before
+        page.wait_for_timeout(250)
+    return now
 
 
 def test_explorers(page):

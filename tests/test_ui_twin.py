@@ -1,4 +1,4 @@
-"""The twin in a real browser: what it shows is the run's state, it moves, it is asked by click and key, and followed live."""
+"""The twin in a real browser: it shows the run's state, moves, answers clicks and keys, and follows a live run."""
 
 import re
 
@@ -44,7 +44,7 @@ def moved(before: bytes, after: bytes) -> int:  # pixels
 
 
 def test_it_shows_the_state_moves_and_is_asked(site, visit):
-    id, run = list(site.runs.items())[-1]
+    run = list(site.runs.values())[-1]
     page = visit(site.app("twin", "t=3600&speed=600"))
     ready(page)
     for at in (3600.0, 0.31 * run.events[-1].time, 12345.6):
@@ -70,7 +70,8 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     x, y = PLANT.machine("kiln_1").position  # a click on the roof of the kiln
     spot = page.evaluate(
         f"""([x, y, z]) => {{
-          const view = ({STAGE})(), plant = view.scene.children[0], box = view.renderer.domElement.getBoundingClientRect()
+          const view = ({STAGE})(), plant = view.scene.children[0]
+          const box = view.renderer.domElement.getBoundingClientRect()
           const at = view.camera.position.clone().set(x, y, z).add(plant.position).project(view.camera)
           return [box.x + (at.x + 1) / 2 * box.width, box.y + (1 - at.y) / 2 * box.height]
         }}""",

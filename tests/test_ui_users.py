@@ -1,20 +1,28 @@
 """Accounts, sign-in and roles from outside: a real server, plain HTTP and raw websockets, no browser that behaves."""
 
 import asyncio
+import base64
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import requests
 from browser import served
 from conftest import ROOT
 from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
 from tornado.websocket import websocket_connect
 
 from dtwb.ui.users import add_user, read_users, set_password, set_role
@@ -240,3 +248,57 @@ def test_the_command_line(workbench):
     assert oct(accounts.stat().st_mode)[-3:] == "600" and PASSWORD not in accounts.read_text()
     users("remove", "eve@plant.example")
     assert list(read_users(accounts)) == ["ada"]
+
+
+@pytest.fixture
+def provider():
+    "An OAuth provider of our own, in a thread; who is there is in the list that it gives."
+    there, ready, ends = ["Grace@Plant.example"], queue.Queue(), {}
+
+    def word(**claims) -> str:  # a JSON web token, unsigned
+        return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in ({}, claims, {}))
+
+    class Authorize(RequestHandler):
+        def get(self):
+            asked = {"code": "1", "state": self.get_argument("state")}
+            self.redirect(f"{self.get_argument('redirect_uri')}?{urlencode(asked)}")
+
+    class Token(RequestHandler):
+        def post(self):
+            claims = {"email": there[0], "exp": time.time() + 3600}
+            self.finish({"access_token": word(**claims), "id_token": word(**claims), "expires_in": 3600})
+
+    async def run() -> None:
+        (listening,) = bind_sockets(0, "127.0.0.1")
+        HTTPServer(Application([("/a", Authorize), ("/t", Token)])).add_sockets([listening])
+        ends["loop"], ends["event"] = asyncio.get_running_loop(), asyncio.Event()
+        ready.put(listening.getsockname()[1])
+        await ends["event"].wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    yield there, f"http://127.0.0.1:{ready.get(timeout=30)}"
+    ends["loop"].call_soon_threadsafe(ends["event"].set)
+    thread.join(30)
+
+
+def test_oauth_says_who_and_the_accounts_say_what(provider, tmp_path):
+    (there, at), apps = provider, tmp_path / "apps"
+    apps.mkdir()
+    shutil.copy(ROOT / "nbs" / "apps" / "users.ipynb", apps)
+    add_user("grace@plant.example", None, "admin", tmp_path / "data" / "users.json")
+    how = {"PROVIDER": "generic", "KEY": "key", "SECRET": "secret", "JWT_USER": "email"}
+    where = {"AUTHORIZE_URL": f"{at}/a", "TOKEN_URL": f"{at}/t", "USER_URL": f"{at}/u", "USER_KEY": "email"}
+    environment = {f"PANEL_OAUTH_{name}": value for name, value in how.items()}
+    with served(tmp_path / "data", apps, PANEL_OAUTH_EXTRA_PARAMS=str(where), **environment) as url:
+        admin = requests.Session()
+        answer = admin.get(f"{url}?x=1", timeout=60)
+        assert (answer.status_code, answer.url) == (200, f"{url}?x=1") and '"token"' in answer.text
+        kept = [cookie for step in answer.history for cookie in step.raw.headers.getlist("Set-Cookie")]
+        assert kept and all("HttpOnly" in cookie and "SameSite=Lax" in cookie for cookie in kept)
+        there[0] = "eve@elsewhere.example"
+        refused = requests.Session().get(url, timeout=60)
+        assert refused.status_code == 403 and "eve@elsewhere.example is viewer" in refused.text
+        admin.get(f"{url.rpartition('/')[0]}/logout", timeout=60)
+        assert not admin.cookies
+        assert requests.get(url, headers={"Cookie": "is_guest=1"}, allow_redirects=False, timeout=60).status_code == 302

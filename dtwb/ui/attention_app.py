@@ -19,7 +19,7 @@ import panel_material_ui as pmui
 import param
 from fastcore.basics import patch
 
-from ..core.errors import ModelError
+from ..core.errors import ImageError, ModelError
 from ..core.parallel import Stopped
 from ..store.database import Store
 from . import attention as at
@@ -385,6 +385,27 @@ _NO_SCORES = (
     "(calibrate it, and export again), and of no part of a run is the truth known.</p>"
 )
 
+# %% ../../nbs/ui/24_attention_app.ipynb #aad38389
+def _limit_upload(upload: Any, refused: Callable[[str], None]) -> None:
+    "Say what the widget would raise, and hold no more than may be sent."
+    handle = upload._handle_msg
+
+    def handle_within_limit(msg: dict) -> None:
+        if msg.get("status") == "error":
+            refused(str(msg.get("error"))[:200])
+            return
+        if msg.get("status") == "upload_event":
+            parts = [chunk for file in upload._file_buffer.values() for chunk in file["chunks"].values()]
+            held = sum(map(len, parts)) + sum(len(file["value"]) for file in upload._buffer)
+            if held + len(msg["data"]) > MOST_BYTES:
+                upload._file_buffer.clear()
+                upload._buffer.clear()
+                refused("too large")
+                return
+        handle(msg)
+
+    upload._handle_msg = handle_within_limit
+
 # %% ../../nbs/ui/24_attention_app.ipynb #734a023a
 SOURCES = {"A run": "run", "Generated tiles": "tiles", "Your own image": "own"}
 
@@ -427,8 +448,10 @@ class Attention(RunApp):
             label="Drop an image here, or click to choose (at most 25 MB)",
             uploaded_label="Drop another image here, or click to choose",
             max_file_size=MOST_BYTES, multiple=False, variant="outlined", margin=(8, 6),
-            sizing_mode="stretch_width", sx={"height": "84px", "width": "100%", "borderStyle": "dashed"},
+            sizing_mode="stretch_width", sx={"height": "84px", "borderStyle": "dashed"},
         )  # fmt: skip
+        _limit_upload(self.upload, self._refuse)
+        self.picker.param.update(width=None, sizing_mode="stretch_width", max_width=400)
         self.strip = Strip(sizing_mode="stretch_width", margin=(0, 6))
         self.before, self.after = (
             pmui.IconButton(icon=f"chevron_{way}", description=f"{what} (arrow key)", margin=(2, 2), size="small")
@@ -480,6 +503,9 @@ class Attention(RunApp):
         sync(self.first, {name: name for name in ("model", "backend", "method", "layer", "head", "threshold")})
         if not torch_is_there():
             self._waiting = pn.state.add_periodic_callback(self._torch_came, 400)
+
+    def _refuse(self, why: str) -> None:
+        self.refusal[:] = [error_panel(ImageError(why, "the file", f"at most {MOST_BYTES / 1e6:.0f} MB"), "This file")]
 
     def _other_tiles(self) -> None:
         self.item, self.seed = None, int(np.random.default_rng().integers(2, 10_000))
@@ -559,7 +585,8 @@ def step(self: Attention, by: int) -> None:
 def _look(self: Attention, index: int) -> None:
     shot = self.shots[index]
     self.index = self.strip.index = index
-    self.where.object = f"<b class='dtwb-where'>{index + 1} of {len(self.shots)}</b> · {escape(shot.caption)}"
+    caption = escape(shot.caption)
+    self.where.object = f"<span class='dtwb-where'><b>{index + 1} of {len(self.shots)}</b> · {caption}</span>"
     self.tiles.visible = shot.key.startswith("own")
     for side in filter(None, (self.first, self.second)):
         side.look_at(shot, self.tiles.visible and bool(self.tiles.value))
@@ -607,6 +634,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> str:
 def dropped(self: Attention, data: bytes, name: str) -> None:
     "Somebody's own file: looked at, or refused in one line."
     self.refusal[:] = []
+    self.upload.clear()  # so that the same file can be dropped again
 
     def read(report: Any) -> Shot:
         image = read_upload(data, name)

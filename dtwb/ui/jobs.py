@@ -65,7 +65,7 @@ class Job(pn.viewable.Viewer):
         self.cancel.on_click(lambda _: self.stop())
         row = pn.Row(self.cancel, self.text, styles={"align-items": "center", "flex-wrap": "wrap"})
         self.view = pn.Column(self.bar, row, visible=False, **size)
-        at_end(self.stop)
+        at_end(lambda: self.report and self.report.stop())  # there is no button left to disable
 
     def __panel__(self):
         return self.view

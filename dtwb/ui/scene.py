@@ -6,6 +6,7 @@
 __all__ = ['use_widgets', 'ScenePane', 'WebGL', 'Clock', 'SceneView', 'scene_view']
 
 # %% ../../nbs/ui/12_scene.ipynb #c52cd3ab
+from importlib import import_module
 from typing import Any
 
 import panel as pn
@@ -21,9 +22,8 @@ from .serve import WIDGETS
 def use_widgets() -> None:
     "Let a page that is being built have widgets, without the font that Panel fetches for them from elsewhere."
     if pn.state.curdoc and pn.state.curdoc.session_context:  # in a notebook they are there, and this would break them
-        from panel.io.ipywidget import IPyWidget
-
-        IPyWidget.__css__ = []
+        widgets: Any = import_module("panel.io.ipywidget")
+        widgets.IPyWidget.__css__ = []
 
 
 class ScenePane(pn.pane.IPyWidget):

@@ -157,7 +157,7 @@ def at_end(callback: Callable[[], Any]) -> None:
 def every(callback: Callable[[], Any], period: int) -> None:  # ms
     "Call `callback` again and again, from when the page is there until the visitor leaves."
     if _served():
-        pn.state.onload(lambda: pn.state.add_periodic_callback(_caught(callback), period))
+        pn.state.onload(lambda: pn.state.add_periodic_callback(_caught(callback), period))  # pyright: ignore[reportArgumentType]
 
 
 def _caught(callback: Callable[[], Any]) -> Callable[[], None]:
@@ -383,7 +383,8 @@ def page(
         meta_description="dtwb: digital twin workbench",
     )
     whole.param.watch(lambda event: bar.param.update(dark=event.new), "dark_theme")
-    bar.param.watch(lambda _: pn.state.onload(lambda: whole.param.update(dark_theme=True)), "wanted")
+    turn_dark: Any = lambda: whole.param.update(dark_theme=True)
+    bar.param.watch(lambda _: pn.state.onload(turn_dark), "wanted")
     return whole
 
 

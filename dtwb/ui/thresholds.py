@@ -62,7 +62,8 @@ def verdict_html(
         f"<div style='{_SOFT}'>{escape(name)}</div><div>{escape(text)}</div>" for name, text in lines.items() if text
     )
     grid = "display:grid;grid-template-columns:auto 1fr;gap:.15em .9em;font-size:.85rem"
-    return f"{head}<div style='{grid};align-items:center;margin:.7em 0'>{bars}</div><div style='{grid}'>{rows}</div>"
+    bars = f"<div style='{grid};align-items:center;margin:.7em 0'>{bars}</div>"
+    return f"{head}{bars}<div class='dtwb-said' style='{grid}'>{rows}</div>"
 
 
 def _bar(name: str, share: float, said: bool) -> str:

@@ -196,9 +196,9 @@ class Twin(RunApp):
         self.story = story_of(view)
         if self.another_run or self.scene is None:
             self._draw(view)
-        else:
-            self.scene.go_on(self.story.trace)
-            self.follow.options = self._parts()
+            return
+        self.scene.go_on(self.story.trace)
+        self.follow.options = self._parts()
         self.scene.clock.running = view.running
         if not view.running:
             self.scene.clock.live = False

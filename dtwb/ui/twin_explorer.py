@@ -47,12 +47,12 @@ class TwinExplorer(ipywidgets.VBox):
         at = round(self.scene.moment.time)
         self.player = ipywidgets.Play(min=0, max=end, value=at, interval=_INTERVAL, show_repeat=False)
         self.slider = ipywidgets.IntSlider(min=0, max=end, value=at, readout=False, layout=wide)
-        self.speed = ipywidgets.Dropdown(
+        self.speed: Any = ipywidgets.Dropdown(
             options=[(f"{n} ×", n) for n in sorted({*_SPEEDS, speed})], value=speed, layout={"width": "90px"}
         )
         self.above = ipywidgets.Checkbox(description="from above", indent=False, layout={"width": "110px"})
         machines = [m.id for m in self.story.factory.machines]
-        self.machine = ipywidgets.Dropdown(
+        self.machine: Any = ipywidgets.Dropdown(
             description="Machine", options=[("the plant", ""), *((m, m) for m in machines)]
         )
         self.part = ipywidgets.Combobox(

@@ -103,7 +103,11 @@ def served(folder: Path) -> Iterator[Server]:
         yield Server(url, process, time.perf_counter() - begun)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            say("the server does not end")
+            process.kill()
 
 
 # with a browser
@@ -180,7 +184,7 @@ def big_plant(machines: int) -> Any:  # a Factory
             id, room = f"m{line}_{place}", f"b{line}_{place}"
             plan["buffers"].append({"id": room, "capacity": 12, "position": [4 * place - 1.5, 4 * line]})
             plan["machines"].append({"id": id, "kind": "press", "position": [4 * place, 4 * line], "buffer": room})
-            steps.append({"name": f"step{place}", "modes": [{"machine": id, "duration": 60}]})
+            steps.append({"id": f"step{place}", "modes": [{"machine": id, "duration": 60}]})
         plan["products"].append({"id": f"p{line}", "operations": steps})
         plan["orders"].append({"id": f"o{line}", "product": f"p{line}", "quantity": 100})
     return Factory.model_validate(plan)

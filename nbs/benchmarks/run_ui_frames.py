@@ -2,9 +2,9 @@
 
     python nbs/benchmarks/run_ui_frames.py          # some four minutes; writes nbs/benchmarks/ui_frames.json
 
-A plant of 50, 200 and 500 machines with five parts a machine is simulated and stored, the app `twin` is served and opened,
-and played at 60 and at 600 times the plant's speed. A picture is counted where WebGL clears its canvas for one. Without a
-graphics card WebGL is SwiftShader: software, on the cores that the server and the browser share.
+A plant of 50, 200 and 500 machines with five parts a machine is simulated and stored, the app `twin` is served and
+opened, and played at 60 and at 600 times the plant's speed. A picture is counted where WebGL clears its canvas for one.
+Without a graphics card WebGL is SwiftShader: software, on the cores that the server and the browser share.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def main() -> None:
         rows = measure(folder, tuple(map(int, asked.sizes.split(","))), asked.seconds)
     names = ("panel", "bokeh", "pythreejs", "playwright")
     head = {"what": "the twin, played", "webgl": "software (SwiftShader)", "machine": machine()}
-    head |= {"date": date.today().isoformat(), "versions": {name: version(name) for name in names} | {"commit": commit()}}
+    versions = {name: version(name) for name in names} | {"commit": commit()}
+    head |= {"date": date.today().isoformat(), "versions": versions}
     shown = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     lines = ",\n".join(json.dumps(row) for row in shown)
     aside = asked.out.with_suffix(".json.tmp")
