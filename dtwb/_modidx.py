@@ -3739,6 +3739,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'dtwb/ui/schedule_app.py'),
                                       'dtwb.ui.schedule_app.Schedules._draw_chart': ( 'ui/schedule_app.html#schedules._draw_chart',
                                                                                       'dtwb/ui/schedule_app.py'),
+                                      'dtwb.ui.schedule_app.Schedules._drop_front': ( 'ui/schedule_app.html#schedules._drop_front',
+                                                                                      'dtwb/ui/schedule_app.py'),
                                       'dtwb.ui.schedule_app.Schedules._lost': ( 'ui/schedule_app.html#schedules._lost',
                                                                                 'dtwb/ui/schedule_app.py'),
                                       'dtwb.ui.schedule_app.Schedules._say': ( 'ui/schedule_app.html#schedules._say',

@@ -6,7 +6,7 @@
 __all__ = ['IN_FORCE', 'LARGE', 'plans_of', 'plan_at', 'chart_of', 'moved_frames', 'strip_html', 'Schedules', 'figures_html',
            'create_app']
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #4c06037d
+# %% ../../nbs/ui/45_schedule_app.ipynb #2eb68653
 import time as timer
 from collections.abc import Callable
 from html import escape
@@ -69,7 +69,7 @@ from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
 from .what_if_panel import GOALS, ONE_LINE, WhatIfPanel, spoken
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #799279e8
+# %% ../../nbs/ui/45_schedule_app.ipynb #eb921bf6
 IN_FORCE = "in force"
 
 
@@ -94,7 +94,7 @@ def plan_at(plans: dict[str, tuple[float, Schedule]], now: float) -> Schedule:
     known = [plan for time, plan in plans.values() if time <= now]
     return known[-1] if known else Schedule()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #5b52ebf0
+# %% ../../nbs/ui/45_schedule_app.ipynb #1902de05
 def chart_of(
     view: RunView,
     situation: Situation,
@@ -132,7 +132,7 @@ def _groups(view: RunView, situation: Situation) -> Groups:
         groups.of[id] = job.order, job.product
     return groups
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #b00ac640
+# %% ../../nbs/ui/45_schedule_app.ipynb #3e86ea60
 def moved_frames(answer: Answer) -> pd.DataFrame:  # columns BARS
     "Where the operations were that have moved."
     new = {(row.job, row.operation): row for row in answer.solution.schedule.rows} if answer.solution else {}
@@ -159,7 +159,7 @@ def strip_html(base: Solution | None, new: Solution | None) -> str:
         tiles.append((label, f"{value:,.{0 if whole else 1}f}", units.get(label, "h"), note))
     return parts.tiles_html(tiles)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #d0389f08
+# %% ../../nbs/ui/45_schedule_app.ipynb #5ccf58f7
 def _select(label: str, width: int, **kwargs: Any) -> Any:
     return pmui.Select(label=label, width=width, size="small", margin=(6, 4), **kwargs)
 
@@ -194,6 +194,7 @@ class Schedules(RunApp):
     _answered: Callable[..., None]
     _cannot: Callable[..., None]
     _take_front: Callable[..., None]
+    _drop_front: Callable[..., None]
     solve: Callable[..., None]
     find_front: Callable[..., None]
     judge: Callable[..., None]
@@ -245,7 +246,7 @@ class Schedules(RunApp):
         every(self._curve, 500)
         self.start()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #d3b56c2f
+# %% ../../nbs/ui/45_schedule_app.ipynb #8ba262a6
 @patch
 def _watch(self: Schedules) -> None:
     self.plan.param.watch(lambda _: self._situate(), "value")
@@ -304,12 +305,13 @@ def _sections(self: Schedules) -> list:
     )
     return [section("Key figures of the plan", b["kpis"]), chart, b["answer"], halves]
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #28301c84
+# %% ../../nbs/ui/45_schedule_app.ipynb #da6b538f
 @patch
 def show(self: Schedules, view: RunView) -> None:
     "Take up a run, or what is new of it."
     if self.another_run:
-        self.answer = self.front = None
+        self.answer = None
+        self._drop_front()
         self.panel.changes = ()
     self.plans = plans_of(view, self.store)
     options = [IN_FORCE, *self.plans]
@@ -370,7 +372,7 @@ def _lost(self: Schedules, error: Exception) -> None:
     self.picture.view[:] = [error_panel(error, "The plan", self.view.id)]
     self._set_may()
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #2c7eda18
+# %% ../../nbs/ui/45_schedule_app.ipynb #45434e1a
 @patch
 def _draw(self: Schedules) -> None:
     "Draw all that follows from the situation and the answer."
@@ -448,7 +450,7 @@ def _svg(self: Schedules) -> str:
     bars, beside, machines = self._shown
     return gantt_svg(bars, beside, machines)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #a0400766
+# %% ../../nbs/ui/45_schedule_app.ipynb #7669e922
 @patch
 def solve(self: Schedules) -> None:
     "Solve what was asked."
@@ -478,7 +480,8 @@ def solve(self: Schedules) -> None:
 
 @patch
 def _answered(self: Schedules, found: Answer) -> None:
-    self.answer, self.front = found, None
+    self.answer = found
+    self._drop_front()
     self._colour_by("change" if found.solution else self.by)
     self._curve()
     self._draw()
@@ -503,7 +506,7 @@ def _no_plan(asked: str, why: str, how: str = "") -> Any:
         body, title="There is no such plan", severity="warning", sizing_mode="stretch_width", margin=(6, 6)
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #5e562832
+# %% ../../nbs/ui/45_schedule_app.ipynb #34c7d4a1
 @patch
 def _curve(self: Schedules) -> None:
     "Draw the curve of the search, if there is something new."
@@ -524,7 +527,7 @@ def _set_may(self: Schedules) -> None:
         "" if allowed else "<span class='dtwb-viewer'>You are here as a viewer: an engineer runs what-ifs.</span>"
     )
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #5359e468
+# %% ../../nbs/ui/45_schedule_app.ipynb #433aa058
 @patch
 def _say(self: Schedules) -> None:
     "Show the answer."
@@ -583,7 +586,7 @@ def figures_html(frame: pd.DataFrame) -> str:
         rows.append(f"<tr style='border-top:1px solid #8884' data-figure='{label}'>{first}{cells}</tr>")
     return f"<table style='border-collapse:collapse;font-size:.9rem'><tr>{head}</tr>{''.join(rows)}</table>"
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #1acbff70
+# %% ../../nbs/ui/45_schedule_app.ipynb #83ee09a5
 @patch
 def accept(self: Schedules) -> None:
     "Keep the new plan with the run."
@@ -595,6 +598,7 @@ def accept(self: Schedules) -> None:
     toast(f"Accepted as version {kept.version}: it is in the list of plans, and in {where}")
     self.panel.changes = ()
     self.answer, self.trace = None, []
+    self._drop_front()
     self._curve()
     self.plans = plans_of(self.view, self.store)
     self.plan.param.update(options=[IN_FORCE, *self.plans], value=IN_FORCE)
@@ -607,6 +611,7 @@ def discard(self: Schedules) -> None:
     self.job.stop()
     self.panel.changes = ()
     self.answer, self.trace = None, []
+    self._drop_front()
     self._curve()
     self._situate()
 
@@ -629,7 +634,7 @@ def judge(self: Schedules) -> None:
             if "number_late" in found.case.what_if.objective
             else f"{spoken(found.case.what_if.objective)}, h"
         )
-        text = table.to_html(float_format="{:,.1f}".format, border=0)
+        text = table.to_html(float_format="&emsp;{:,.1f}".format, border=0, justify="right", escape=False)
         self.bodies["judged"][:] = [
             pn.pane.HTML(
                 f"<div class='dtwb-judged'>In 20 runs with bad luck ({escape(unit)}):{text}</div>", margin=(4, 10)
@@ -638,7 +643,7 @@ def judge(self: Schedules) -> None:
 
     self.judging.start(work, done)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #8f1c283e
+# %% ../../nbs/ui/45_schedule_app.ipynb #07d9156d
 @patch
 def find_front(self: Schedules) -> None:
     "Look for the plans between two objectives."
@@ -698,6 +703,12 @@ def _take_front(self: Schedules, case: Case, found: Front, chosen: int | None = 
     self._set_may()
 
 
+@patch
+def _drop_front(self: Schedules) -> None:
+    "A front is of one question only."
+    self.front, self.pick.visible, self.bodies["front"][:] = None, False, []
+
+
 def _when_tapped(figure: Any, table: pd.DataFrame, act: Callable[[int], Any]) -> None:
     "Call `act` with the number of the plan whose point is clicked."
     for renderer in figure.select({"name": "efficient"}):
@@ -723,7 +734,7 @@ def choose(self: Schedules, number: int | None) -> None:
     self._draw()
     self._take_front(case, found, number)
 
-# %% ../../nbs/ui/45_schedule_app.ipynb #1aa2d5d4
+# %% ../../nbs/ui/45_schedule_app.ipynb #9e4a36b0
 def create_app() -> pmui.Page:
     "The schedule as a page to be served."
     return Schedules.serve("dtwb schedule", "schedule")
