@@ -127,9 +127,8 @@ def test_an_image_of_ones_own_is_dropped(site, demo, visit):
       target.dispatchEvent(new DragEvent("drop", how))
     }"""
 
-    zone = page.locator("button:has(input[type=file]), label:has(input[type=file])").first.element_handle()
-
     def give(name: str, data: bytes) -> None:
+        zone = page.locator("button:has(input[type=file]), label:has(input[type=file])").first.element_handle()
         page.evaluate(drop, [zone, name, base64.b64encode(data).decode()])
 
     give("mine.png", cv2.imencode(".png", image)[1].tobytes())

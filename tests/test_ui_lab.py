@@ -108,7 +108,8 @@ def test_a_tutorial_runs(page):
 
 
 SHOW = """at => {
-  panel.content.activeCellIndex = panel.content.widgets.findIndex(cell => cell.model.sharedModel.source.includes(at))
+  const holds = cell => cell.model.type == 'code' && cell.model.sharedModel.source.includes(at)
+  panel.content.activeCellIndex = panel.content.widgets.findIndex(holds)
   const cell = panel.content.activeCell
   cell.node.scrollIntoView()
   cell.node.dataset.tested = at

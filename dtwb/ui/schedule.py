@@ -8,7 +8,7 @@ __all__ = ['COLOUR_BY', 'STATUS', 'BARS', 'BESIDE', 'BANDS', 'TIPS', 'ZOOMS', 'G
            'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture',
            'SearchCurve']
 
-# %% ../../nbs/ui/40_schedule.ipynb #e271b81f
+# %% ../../nbs/ui/40_schedule.ipynb #8f7f2d27
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -17,6 +17,7 @@ import holoviews as hv
 import numpy as np
 import pandas as pd
 import panel as pn
+from bokeh.core.property.descriptors import UnsetValueError
 from bokeh.models import ColumnDataSource, Range1d
 from bokeh.plotting import figure
 
@@ -28,7 +29,7 @@ from ..scheduling.problem import Solution, machine_of
 from .parts import BAR, timeline_svg
 from .shell import clock
 
-# %% ../../nbs/ui/40_schedule.ipynb #892c8b09
+# %% ../../nbs/ui/40_schedule.ipynb #a1638565
 COLOUR_BY = ("order", "job", "product", "operation", "status")
 STATUS = {"done": "#999999", "under way": "#009E73", "to come": "#56B4E9", "late": "#D55E00"}
 
@@ -62,7 +63,7 @@ def group_colors(
 def _as_counted(name: str) -> list[tuple[int, str]]:  # o2 before o10
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
-# %% ../../nbs/ui/40_schedule.ipynb #9399e39f
+# %% ../../nbs/ui/40_schedule.ipynb #742676c0
 BARS = [*BAR, "kind", "job", "operation", "group"]
 
 
@@ -97,7 +98,7 @@ def _changed(reference: Schedule | None, plan: Solution) -> dict[tuple[str, str]
     table: Any = changes(reference or Schedule(), plan)
     return dict(zip(zip(table.job, table.operation), table.change))
 
-# %% ../../nbs/ui/40_schedule.ipynb #a889b49a
+# %% ../../nbs/ui/40_schedule.ipynb #2ad47580
 def done_bars(
     operations: pd.DataFrame,  # from twin.kpis.executed
     groups: Groups,
@@ -140,7 +141,7 @@ def foreseen_bars(
             rows.append((r.machine, r.start, r.end, "upper", label, "planned", "plan", r.job, r.operation, group))
     return pd.DataFrame(rows, columns=[c for c in BARS if c != "color"])
 
-# %% ../../nbs/ui/40_schedule.ipynb #9f5f2f4e
+# %% ../../nbs/ui/40_schedule.ipynb #da4d7399
 BESIDE = {
     "set-up": STATUS_COLORS["SETUP"],
     "maintenance": STATUS_COLORS["MAINTENANCE"],
@@ -186,7 +187,7 @@ def happened_bars(
             rows.append((r.machine, r.start, end, "lower", BESIDE[kind], kind, "", kind, "", "", kind))
     return pd.DataFrame(rows, columns=BARS)
 
-# %% ../../nbs/ui/40_schedule.ipynb #f0bbef67
+# %% ../../nbs/ui/40_schedule.ipynb #a4c83ddc
 BANDS = {"all": (-0.4, 0.4), "upper": (0.05, 0.42), "lower": (-0.42, 0.01)}
 TIPS = [("", "@label"), ("machine", "@lane"), ("when", "@when"), ("", "@detail")]
 
@@ -223,7 +224,7 @@ def _hatched(plot: Any, element: Any) -> None:
     glyph = plot.handles["glyph"]
     glyph.hatch_pattern, glyph.hatch_color, glyph.hatch_alpha, glyph.hatch_scale = "/", "#000000", 0.5, 6
 
-# %% ../../nbs/ui/40_schedule.ipynb #fd73b1f6
+# %% ../../nbs/ui/40_schedule.ipynb #4b351b71
 def critical_frames(
     plan: Solution,
     bars: pd.DataFrame,  # of the plan, with corners
@@ -251,7 +252,7 @@ def _framed(frames: pd.DataFrame, links: pd.DataFrame) -> list[Any]:
         layers += [boxes, lines]
     return layers
 
-# %% ../../nbs/ui/40_schedule.ipynb #1cf38d7d
+# %% ../../nbs/ui/40_schedule.ipynb #38410c73
 def gantt(
     bars: pd.DataFrame,  # of plan and reality, with their colours: columns BARS
     machines: Sequence[str],  # from top to bottom
@@ -288,7 +289,7 @@ def gantt(
         layers.append(hv.VLine(now).opts(color="#D55E00", line_dash="dashed", line_width=2))
     return _on_time_axis(layers, machines, notes or {})
 
-# %% ../../nbs/ui/40_schedule.ipynb #a4e97372
+# %% ../../nbs/ui/40_schedule.ipynb #19b1ef0a
 def left_margin(machines: Iterable[str]) -> int:  # px
     "As much as the longest name needs, so that charts below each other are flush."
     return 34 + round(6.3 * max([*(len(name) for name in machines), 8]))
@@ -326,12 +327,12 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
         hooks=[_time_axis, flush],
     )
 
-# %% ../../nbs/ui/40_schedule.ipynb #63f16ba0
+# %% ../../nbs/ui/40_schedule.ipynb #d50433ad
 def gantt_svg(bars: pd.DataFrame, beside: pd.DataFrame, machines: Sequence[str]) -> str:
     "The same bars as an SVG element."
     return timeline_svg(pd.concat([beside, bars], ignore_index=True).loc[:, BAR], machines)
 
-# %% ../../nbs/ui/40_schedule.ipynb #4f43c979
+# %% ../../nbs/ui/40_schedule.ipynb #01177f46
 def names_in_view(
     bars: pd.DataFrame,  # with corners
     since: float,  # s
@@ -353,7 +354,7 @@ def _light(colour: str) -> bool:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue > 120
 
-# %% ../../nbs/ui/40_schedule.ipynb #c260bafb
+# %% ../../nbs/ui/40_schedule.ipynb #73b4fc76
 def utilisation_row(
     plan: Solution | Schedule,
     machines: Sequence[str],  # those of the Gantt chart
@@ -407,7 +408,7 @@ def working_shares(plan: Solution | Schedule) -> dict[str, str]:  # machine -> e
     shares = utilisation(plan)["working"]
     return {str(machine): f"  {share:.0%}".replace("%", " %") for machine, share in shares.items()}
 
-# %% ../../nbs/ui/40_schedule.ipynb #61054e58
+# %% ../../nbs/ui/40_schedule.ipynb #c9576572
 ZOOMS = {"All": None, "Day": 86400.0, "Shift": 28800.0, "Hour": 3600.0, "10 min": 600.0}  # s
 
 
@@ -445,10 +446,18 @@ class SchedulePicture:
         since, until = (cast(float, edge) for edge in (self.x_range.start, self.x_range.end))
         return since, until
 
+    @property
+    def width(self) -> int:  # px, of the chart, as the browser tells
+        chart: Any = getattr(self.view[0], "object", None) if len(self.view) == 2 else None
+        try:
+            return chart.inner_width or 1100
+        except (AttributeError, UnsetValueError):
+            return 1100
+
     def write_names(self) -> None:
         "Name the bars that are in view and wide enough."
         if len(self.bars):
-            self.names.data = cast(Any, names_in_view(self.bars, *self.span))
+            self.names.data = cast(Any, names_in_view(self.bars, *self.span, self.width))
 
     def _moved(self) -> None:
         document: Any = self.names.document
@@ -462,7 +471,7 @@ class SchedulePicture:
 
         document.add_timeout_callback(write, 250)  # ms
 
-# %% ../../nbs/ui/40_schedule.ipynb #9a12ba9d
+# %% ../../nbs/ui/40_schedule.ipynb #9c2136ac
 class SearchCurve:
     "Objective and bound over the time of a search."
 
@@ -485,7 +494,8 @@ class SearchCurve:
             orientation="horizontal", location="top_right", background_fill_alpha=0, border_line_alpha=0
         )
         chart.outline_line_color = None
-        self.view = pn.pane.Bokeh(chart, sizing_mode="stretch_width", margin=(0, 8), visible=False)
+        pane = pn.pane.Bokeh(chart, sizing_mode="stretch_width", margin=(0, 8))
+        self.view = pn.Column(pane, sizing_mode="stretch_width", visible=False)
 
     def show(self, trace: Sequence[tuple[float, float, float | None]], until: float = 0.0) -> None:  # s
         "Show what has been found; nothing: hide."

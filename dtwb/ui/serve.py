@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERYWHERE', 'WIDGETS', 'find_apps', 'check_free', 'origins', 'widget_file', 'widget_routes', 'policy', 'headers',
-           'header_transform', 'chosen', 'first', 'root_route', 'build', 'serve']
+           'header_transform', 'chosen', 'first', 'root_route', 'serve_extensions', 'build', 'serve']
 
 # %% ../../nbs/ui/05_serve.ipynb #9a198803
 import asyncio
@@ -212,6 +212,18 @@ def root_route(prefix: str, home: str) -> tuple:
     return r"(/?)", Root
 
 # %% ../../nbs/ui/05_serve.ipynb #f43a4805
+def serve_extensions() -> None:
+    "Tell every process where the scripts of extensions lie; Bokeh learns it when it sends a page that needs one."
+    from importlib.util import find_spec
+
+    from bokeh.embed.bundle import extension_dirs
+
+    for name in ("ipywidgets_bokeh", "panel_material_ui"):
+        spec = find_spec(name)
+        if spec and spec.origin and (scripts := Path(spec.origin).parent / "dist").is_dir():
+            extension_dirs[name] = scripts
+
+
 def build(
     apps: dict[str, Path],
     how: ServeSettings,
@@ -223,6 +235,7 @@ def build(
     from dtwb.ui.sign_in import Accounts, OAuth, cookie_secret, derived
     from dtwb.ui.users import oauth
 
+    serve_extensions()
     secret = cookie_secret()
     return {
         "address": how.address,
@@ -289,6 +302,10 @@ def serve(
         server.io_loop.start()  # Panel's handler of Ctrl-C stops it
     finally:
         server.stop()
+        if task_id() is not None:  # with what a forked process has of threads and libraries, an orderly end may hang
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _greet(url: str, started: Callable[[str], Any] | None, show: bool) -> None:

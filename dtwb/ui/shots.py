@@ -81,7 +81,7 @@ def shots_of_run(
     "What a run's inspector saw."
     if folder is None:
         return []
-    found = detections[detections.image.notna()]
+    found: Any = detections[detections.image.notna()]
     if only == "defects":
         found = found[found.defect_type != GOOD]
     if only == "wrong":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASKING', 'STEADINESS', 'LIMITS', 'GOALS', 'ONE_LINE', 'FIELDS', 'HINTS', 'seconds_of', 'spoken', 'WhatIfPanel']
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #54eab05f
+# %% ../../nbs/ui/43_what_if_panel.ipynb #9763cf85
 import math
 from collections.abc import Callable
 from html import escape
@@ -21,7 +21,7 @@ from ..core.factory import Factory
 from ..scheduling.problem import OBJECTIVES
 from .what_if import AnyAsked, Freeze, MachineOut, NewDue, NewOrder, Situation, WhatIf
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #6815bec4
+# %% ../../nbs/ui/43_what_if_panel.ipynb #007861ce
 def seconds_of(
     text: str,  # h:mm, h:mm:ss or a number of hours
     what: str = "a time",  # named in the error
@@ -42,14 +42,14 @@ def seconds_of(
         raise ScheduleError(f"{what} is entered as 3:30 or as hours, {text!r} is not", "what if") from None
     return sum(part * unit for part, unit in zip(parts, (3600, 60, 1)))
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #fe8eb820
+# %% ../../nbs/ui/43_what_if_panel.ipynb #5193e642
 ASKING = {"Machine out": "machine", "Urgent order": "order", "Due date": "due", "Freeze": "freeze"}
 STEADINESS = {"moves are free": 0.0, "as usual": 1.0, "hardly any": 10.0}
 LIMITS = {"5 s": 5.0, "15 s": 15.0, "1 min": 60.0, "5 min": 300.0}
 GOALS = [name for name in OBJECTIVES if name not in ("stability", "energy_cost")]
 
 
-ONE_LINE = {"& .MuiToggleButton-root": {"whiteSpace": "nowrap", "textTransform": "none"}}
+ONE_LINE = {"& .MuiToggleButton-root": {"whiteSpace": "nowrap", "textTransform": "none", "minWidth": 0, "px": 1}}
 
 
 def spoken(name: str) -> str:
@@ -64,7 +64,7 @@ def _entry(label: str, width: int = 120, value: str = "", placeholder: str = "h:
 def _choice(label: str, options: Any, width: int = 150, **more: Any) -> Any:
     return pmui.Select(label=label, options=options, width=width, size="small", margin=(6, 4), **more)
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #4b450b5d
+# %% ../../nbs/ui/43_what_if_panel.ipynb #ea209973
 class WhatIfPanel(param.Parameterized):
     "A form that makes a `WhatIf`."
 
@@ -78,7 +78,13 @@ class WhatIfPanel(param.Parameterized):
     def __init__(self, **params):
         super().__init__(**params)
         self.kind = pmui.RadioButtonGroup(
-            options=list(ASKING), value="Machine out", size="small", margin=(6, 4), width=400, sx=ONE_LINE
+            options=list(ASKING),
+            value="Machine out",
+            size="small",
+            margin=(6, 4),
+            sizing_mode="stretch_width",
+            max_width=400,
+            sx=ONE_LINE,
         )
         self.machine, self.order = _choice("Machine", []), _choice("Order", [])
         self.product = _choice("Product", [], 130)
@@ -109,7 +115,7 @@ class WhatIfPanel(param.Parameterized):
     def what_if(self) -> WhatIf:
         return WhatIf(self.changes, self.objective.value, self.steadiness.value)
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #f373c64d
+# %% ../../nbs/ui/43_what_if_panel.ipynb #f040c10e
 FIELDS = {  # kind -> its widgets
     "machine": ("machine", "since", "until"),
     "order": ("product", "quantity", "lot", "due", "must"),
@@ -155,7 +161,7 @@ def _asked(self: WhatIfPanel) -> AnyAsked:  # raises ScheduleError
     name = next(name for i in range(1, 10_000) if (name := f"urgent_{i}") not in taken)
     return NewOrder(name, self.product.value, self.quantity.value, self.lot.value, due, self.must.value)
 
-# %% ../../nbs/ui/43_what_if_panel.ipynb #b5da24cf
+# %% ../../nbs/ui/43_what_if_panel.ipynb #0bcaf27c
 @patch
 def add(self: WhatIfPanel) -> None:
     "Add what the form says, or say what is wrong with it."
