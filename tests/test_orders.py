@@ -100,7 +100,7 @@ def test_one_worker_finds_the_same_plans_in_the_same_order():
         [row[1] for row in search_orders(problem, "total_tardiness", time_limit=0.5, seed=3, workers=1).trace]
         for _ in range(2)
     )
-    assert first[0] == again[0] and min(first) == min(again)
+    assert len(first) > 1 and all(a == b for a, b in zip(first, again))  # one may have come further in its time
 
 
 def test_it_meets_deadlines_that_no_rule_meets_and_says_so_when_there_is_no_plan():

@@ -48,7 +48,12 @@ def lab(tmp_path_factory):
         port = probe.getsockname()[1]
     arguments = f"--no-browser --allow-root --port={port} --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
     told = subprocess.run(
-        [make, "-n", "lab", f"ARGS={arguments}"], cwd=ROOT, capture_output=True, text=True, check=True
+        [make, "-n", "--no-print-directory", "lab", f"ARGS={arguments}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
     )
     command = told.stdout.splitlines()[-1].replace("PANEL_INLINE", "exec env PANEL_INLINE")
     places = {"CONFIG_DIR": home, "DATA_DIR": home / "data", "RUNTIME_DIR": home / "runtime"}

