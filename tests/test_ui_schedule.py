@@ -90,6 +90,10 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
     page.locator(".bk-Figure").nth(2).wait_for()  # of objective and bound
     page.get_by_role("button", name="Cancel").click()
     page.locator(".dtwb-moved").wait_for()
+    for _ in range(120):
+        if tiles(page) != before:
+            break
+        page.wait_for_timeout(250)
     assert tiles(page) != before
     page.get_by_role("button", name="Discard").click()
     page.locator(".dtwb-moved").wait_for(state="detached")
