@@ -25,7 +25,7 @@ demo: setup ## the closed loop on the tile plant, with and without
 	@$(BIN)/dtwb run
 
 test: setup chromium lint ## all checks and tests
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check nbs tests && $(BIN)/pyright dtwb

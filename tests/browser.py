@@ -26,7 +26,7 @@ from dtwb.twin.simulation import Run, simulate
 PLANT = Factory.load(ROOT / "data" / "factories" / "tile_plant.yaml")
 SERVE = (
     "import sys; from pathlib import Path; from dtwb.ui.serve import serve; "
-    "serve('127.0.0.1', 0, started=lambda url: print('at', url, flush=True), "
+    "serve('127.0.0.1', 0, warm=False, started=lambda url: print('at', url, flush=True), "
     "folder=Path(sys.argv[1]) if sys.argv[1:] else None)"
 )
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
@@ -105,6 +105,17 @@ def served(data: Path, apps: Path | None = None, **variables: str) -> Iterator[s
     finally:
         server.terminate()
         server.wait(30)
+
+
+def picture(locator) -> bytes:
+    "A picture of what is at a place, though it may be drawn anew just now."
+    for _ in range(20):
+        try:
+            return locator.screenshot(timeout=10_000)
+        except Exception as e:
+            if "not attached" not in str(e):
+                raise
+    return locator.screenshot()
 
 
 def pixels(png: bytes) -> np.ndarray:  # (H, W, 3) int, RGB

@@ -57,3 +57,8 @@ def workbench(tmp_path):
 
     run.data = data
     return run
+
+
+def pytest_collection_modifyitems(items):
+    "The browser's tests are one group, the longest, so they start first; and they find logging as it was."
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)

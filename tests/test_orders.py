@@ -27,7 +27,7 @@ from dtwb.scheduling.problem import (
 from dtwb.scheduling.rules import best_rule, dispatch
 from dtwb.scheduling.tabu import covers, tabu
 
-thorough = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+thorough = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
-from browser import PLANT, colors, make_run, served
+from browser import PLANT, colors, make_run, picture, served
 from conftest import ROOT
 
 from dtwb.store.database import Store
@@ -147,7 +147,7 @@ def test_a_run_is_followed_while_it_is_written(site, visit):
         page.get_by_text(f"{len(events):,} events").wait_for()
         page.locator(".dtwb-badge", has_text="finished").wait_for()
         page.wait_for_timeout(1000)
-        assert "#0072B2" in colors(page.locator(".bk-Figure").first.screenshot())
+        assert "#0072B2" in colors(picture(page.locator(".bk-Figure").first))
 
 
 def test_dark(site, visit):

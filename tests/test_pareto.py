@@ -153,7 +153,7 @@ def test_both_together_find_the_same(problem, objectives):
 
 
 @given(problems(jobs=3, operations=2, machines=2), st.data())
-@settings(quick, max_examples=10)
+@settings(quick, max_examples=5)
 def test_fronts_of_whatever_a_plant_has_are_feasible_and_the_same_from_either_side(problem, data):
     assume(not problem.buffers and len(problem.operations) > 0)  # with buffers not all can be proved
     n = len(problem.operations)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import colors, pixels
+from browser import colors, picture, pixels
 
 from dtwb.core.errors import AccessError
 from dtwb.scheduling.pictures import CHANGES
@@ -31,10 +31,10 @@ def wait_for_colors(page, wanted: set[str]) -> None:
     "Until the Gantt chart has these colours."
     chart = page.locator(".bk-Figure").first
     for _ in range(120):
-        if wanted <= colors(chart.screenshot()):
+        if wanted <= colors(picture(chart)):
             return
         page.wait_for_timeout(500)
-    raise AssertionError(f"{wanted} not in {colors(chart.screenshot())}")
+    raise AssertionError(f"{wanted} not in {colors(picture(chart))}")
 
 
 def open_schedule(site, visit, run: str):
@@ -106,7 +106,7 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
     assert tiles(page) == before
     page.get_by_label("Toggle theme").click()
     for _ in range(40):
-        shown = pixels(page.locator(".bk-Figure").first.screenshot())
+        shown = pixels(picture(page.locator(".bk-Figure").first))
         if np.median(shown) < 60:
             break
         page.wait_for_timeout(250)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import pixels
+from browser import picture, pixels
 
 from dtwb.sweeps.recorded import find_sweep
 from dtwb.sweeps.results import Sweep
@@ -34,11 +34,11 @@ def test_a_sweep_is_explored(site, visit):
     assert page.locator(f".dtwb-run[data-run='{best.id}']").count() == 1
     page.wait_for_timeout(1000)  # drawn
     first = page.locator(".bk-Figure").first
-    before = pixels(first.screenshot())
+    before = pixels(picture(first))
     choose(page, "Result", "held_up")
     page.locator(".dtwb-kpi[data-kpi='Best held_up']").wait_for()
     page.wait_for_timeout(1500)
-    after = pixels(page.locator(".bk-Figure").first.screenshot())
+    after = pixels(picture(page.locator(".bk-Figure").first))
     assert before.shape != after.shape or np.abs(before - after).max() > 100
     page.wait_for_function(
         "() => location.search.includes('result=%22held_up%22') || location.search.includes('held_up')"

@@ -44,8 +44,8 @@ def moved(before: bytes, after: bytes) -> int:  # pixels
 
 
 def test_it_shows_the_state_moves_and_is_asked(site, visit):
-    run = list(site.runs.values())[-1]
-    page = visit(site.app("twin", "t=3600&speed=600"))
+    id, run = list(site.runs.items())[-1]
+    page = visit(site.app("twin", f"run={id}&t=3600&speed=600"))
     ready(page)
     for at in (3600.0, 0.31 * run.events[-1].time, 12345.6):
         if at != 3600:
