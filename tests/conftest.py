@@ -19,6 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest_plugins = ["browser"]
 ROOT = Path(__file__).parents[1]
+BROWSER = ("test_ui_", "test_overview", "test_it_is_drawn_moves", "test_in_a_browser")  # names of tests
 SHARED = ROOT.parent / "shared" / "data"
 
 
@@ -59,6 +60,12 @@ def workbench(tmp_path):
     return run
 
 
-def pytest_collection_modifyitems(items):
-    "The browser's tests are one group, the longest, so they start first; and they find logging as it was."
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+def pytest_xdist_make_scheduler(config, log):
+    "One worker has all that drives a browser, with one server and one Chromium, and has it first: it takes longest."
+    from xdist.scheduler import LoadScopeScheduling  # xdist's own loadgroup does nothing with pytest 9.2
+
+    class OneBrowser(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "browser" if any(name in nodeid for name in BROWSER) else nodeid
+
+    return OneBrowser(config, log)

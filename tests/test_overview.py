@@ -16,7 +16,7 @@ from dtwb.store.runs import run_folder
 from dtwb.twin.kpis import kpis
 from dtwb.twin.simulation import Run, simulate
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 def tile(page, label: str) -> str:

@@ -231,7 +231,6 @@ def test_fronts_that_are_none():
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_in_a_browser(tmp_path, browser):
     "Every picture in one file: drawn, asking nobody for anything, telling what the mouse is on."
     problem = Problem.from_factory(Factory.load(ROOT / "data/factories/tile_plant.yaml"))

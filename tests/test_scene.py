@@ -32,7 +32,6 @@ def green(png: bytes) -> int:
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_it_is_drawn_moves_and_asks_nobody_else(tmp_path, playwright, browser, chromium):
     apps = tmp_path / "apps"
     apps.mkdir()

@@ -17,7 +17,7 @@ from dtwb.store.runs import run_folder
 from dtwb.vision.inspector import Inspector
 from dtwb.vision.synthetic import generate_tile
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 KINDS = ("crack", "good", "break", "good", "crack")
 
 

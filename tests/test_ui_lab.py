@@ -17,7 +17,7 @@ import pytest
 from browser import pixels, watched
 from conftest import ROOT
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 TUTORIALS = [f"nbs/tutorials/{path.name}" for path in sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))]
 OPEN = """async path => {
   while (!window.jupyterapp) await new Promise(done => setTimeout(done, 50))

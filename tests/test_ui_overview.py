@@ -22,7 +22,6 @@ from dtwb.ui.runs import view_of
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_numbers_machines_and_alarms(site, browser):
     with site.store() as store:
         before = view_of(store, site.alarmed)

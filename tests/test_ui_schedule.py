@@ -45,7 +45,6 @@ def open_schedule(site, visit, run: str):
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_a_what_if_is_solved_and_accepted(site, visit):
     run, _ = list(site.runs)[:2]
     page = open_schedule(site, visit, run)
@@ -77,7 +76,6 @@ def test_a_what_if_is_solved_and_accepted(site, visit):
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
     _, run = list(site.runs)[:2]
     page = open_schedule(site, visit, run)

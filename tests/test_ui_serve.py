@@ -70,7 +70,6 @@ def test_the_prefix_is_everywhere(small):
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("browser")
 def test_every_process_draws_without_another_host(small, browser):
     for app, sign in ("fine", ".there"), ("raises", ".dtwb-alert"), ("fine", ".there"):
         with watched(browser) as visit:

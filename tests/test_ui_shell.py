@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser import colors, pixels, watched
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 def button(page, name: str, nth: int = 0):

@@ -11,7 +11,7 @@ from browser import picture, pixels
 from dtwb.sweeps.recorded import find_sweep
 from dtwb.sweeps.results import Sweep
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 def tile(page, label: str) -> str:

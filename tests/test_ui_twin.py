@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser import PLANT, pixels, run_folder, simulate, watched
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 STAGE = """() => {
   const find = v => v.ipy_view?.scene ? v.ipy_view : (v.child_views || []).map(find).find(Boolean)
   return [...Bokeh.index].map(find).find(Boolean)
