@@ -75,7 +75,10 @@ def lab(tmp_path_factory):
         yield url
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:  # kernels that do not answer
+            server.kill()
 
 
 @pytest.fixture(scope="module")
