@@ -103,7 +103,7 @@ def test_a_view_that_fails_leaves_the_others(site, visit):
     page.get_by_text(f"of run {run} cannot be shown").first.wait_for()
     page.wait_for_selector("canvas")
     page.wait_for_selector(".dtwb-detection")
-    assert page.locator(".tabulator-row").count() > 5
+    page.locator(".tabulator-row").nth(5).wait_for()
 
 
 def test_nothing_there_yet_then_something(tmp_path, visit):
