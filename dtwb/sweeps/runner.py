@@ -6,7 +6,7 @@
 __all__ = ['run_point', 'run_sweep']
 
 # %% ../../nbs/sweeps/10_runner.ipynb #d14574f3
-import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import SweepError
+from ..core.errors import StoreError, SweepError
 from ..core.parallel import available_cores, pmap
 from ..core.settings import settings
 from ..store.database import finish_folder, versions, write_json
@@ -50,12 +50,19 @@ def run_point(
     about = {"id": folder.name, "what": "sweep", "name": template.stem, "parameters": dict(parameters)}
     about |= {"seed": parameters.get("seed"), "code": code, "versions": _versions(), "started": _now(), "ended": None}
     run = _Run(template, notebook, about, folder, time_limit, memory_limit, threads)
-    for left in range(retries, -1, -1):
-        outcome, crashed = run.execute(kernel, code)
-        if not (crashed and left):
-            break
-        _log.warning("run %s has crashed: %s; trying again", folder.name, outcome["error"])
-    return run.finish(outcome)
+    try:
+        for left in range(retries, -1, -1):
+            outcome, crashed = run.execute(kernel, code)
+            if not (crashed and left):
+                break
+            _log.warning("run %s has crashed: %s; trying again", folder.name, outcome["error"])
+        return run.finish(outcome)
+    except (OSError, StoreError) as e:
+        shutil.rmtree(run.aside, ignore_errors=True)
+        what = f"it cannot be written: {getattr(e, 'strerror', None) or e}"
+        raise SweepError(
+            what, f"run {folder}", "is the disk full? what is there is intact; the same call goes on"
+        ) from None
 
 
 @dataclass
@@ -70,6 +77,10 @@ class _Run:
     memory_limit: float | None
     threads: int
 
+    @property
+    def aside(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.tmp")
+
     def execute(self, kernel: str, code: str) -> tuple[dict[str, Any], bool]:  # how it ended, and whether by a crash
         "Execute the template, aside."
         import nbformat
@@ -77,7 +88,6 @@ class _Run:
 
         from dtwb.sweeps.engine import Guard
 
-        self.aside = self.folder.with_name(f".{self.folder.name}.tmp")
         shutil.rmtree(self.aside, ignore_errors=True)
         self.aside.mkdir(parents=True)
         self.inode = self.aside.stat().st_ino
@@ -103,16 +113,23 @@ class _Run:
             if e.ename == "Pruned":
                 return {"how": "cancelled", "error": str(e.evalue)}, False
             return {"how": "failed", "error": guard.why or _said(e)}, bool(guard.why) and "limit" not in guard.why
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return {"how": "failed", "error": guard.why or _said(e)}, True
         finally:
-            guard.log.close()
+            guard.close()
         return {"how": "finished", "error": None}, False
 
     def finish(self, outcome: dict[str, Any]) -> str:
         "Give the folder its name, unless somebody else is making the same run by now."
-        with contextlib.suppress(OSError):
-            if self.aside.stat().st_ino == self.inode:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                finish_folder(self.folder, ended=_now(), **outcome)
+        if not self.aside.is_dir() and not self.folder.is_dir():  # the notebook has removed it
+            self.aside.mkdir(parents=True)
+            self.inode, outcome = self.aside.stat().st_ino, {"how": "failed", "error": "its folder was removed"}
+            write_json(self.aside / "run.json", self.about)
+        if self.aside.is_dir() and self.aside.stat().st_ino == self.inode:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            finish_folder(self.folder, ended=_now(), **outcome)
         return outcome["how"]
 
 
@@ -158,7 +175,7 @@ def run_sweep(
     retries: int = 1,  # of a run after a crash
     progress: Callable[[int, int], Any] | str | bool | None = None,  # callback(done, total), or a label or True: a bar
     stop: Any = None,  # asked whether to stop: a function or an Event
-    track: Callable[[Path], Any] | None = None,  # called here with the folder of each run that has ended
+    track: Callable[[Path], Any] | str | None = None,  # called here with each run's folder; or MLflow's address
 ) -> Path:  # the sweep's folder
     "Execute the template at every point that has not finished yet."
     template, notebook = Path(template).resolve(), read_template(template)
@@ -176,6 +193,10 @@ def run_sweep(
     waiting = [(one, point) for one, point in ids.items() if not _has_finished(folder / one)]
     make = _Make(template, notebook, code, folder, kernel, time_limit, memory_limit, threads, retries)
     told = _Told(progress, len(ids), len(ids) - len(waiting))
+    if isinstance(track, str):
+        from dtwb.sweeps.tracking import tracker
+
+        track = tracker(track, name)
     pmap(
         make,
         waiting,
