@@ -26,13 +26,13 @@ from fastcore.basics import patch
 from optuna.trial import Trial, TrialState
 
 from ..core.errors import DtwbError, SweepError
-from ..core.parallel import Stopped, pmap
+from ..core.parallel import Stopped, available_cores, pmap
 from ..core.schedule import OKABE_ITO
 from ..core.settings import settings
 from ..store.database import write_json
 from .record import pipes
 from .results import Sweep, is_run_name, load_sweep, read_object, read_sweep_run
-from .runner import _has_finished, read_template, run_id, run_point
+from .runner import _has_finished, run_point
 from .space import Space, check_space
 from dtwb.sweeps.study import (
     _BEAT,
@@ -46,6 +46,7 @@ from dtwb.sweeps.study import (
     read_study,
     storage_of,
 )
+from .template import code_version, read_template, run_ids
 
 # %% ../../nbs/sweeps/12_search.ipynb #12000005
 _log = logging.getLogger(__name__)
@@ -144,11 +145,10 @@ class _Wrong(SweepError):
 def _measured(plan: Plan, study: optuna.Study, trial: Trial, make_run: Callable) -> list[float]:
     notebook, point, seen = read_template(plan.template), trial.user_attrs["point"], []
     name = next(iter(plan.objectives)) if plan.pruner and len(plan.objectives) == 1 else None
-    ids: list[str] = []
-    for place, luck in enumerate(plan.space.seeds or (None,)):
-        whole = point if luck is None else point | {"seed": luck}
-        folder = plan.folder / run_id(notebook, whole)
-        trial.set_user_attr("runs", ids := [*ids, folder.name])
+    wholes = [point | {"seed": luck} for luck in plan.space.seeds] or [point]
+    folders = [plan.folder / run for run in run_ids(notebook, wholes, plan.code)]
+    trial.set_user_attr("runs", [folder.name for folder in folders])
+    for place, (whole, folder) in enumerate(zip(wholes, folders)):
         with alone(plan.folder, folder.name):
             if _has_finished(folder):
                 _tell_again(trial, folder, name, place * _STRIDE)
@@ -219,8 +219,9 @@ def search(
     check_space(space, template)
     folder.mkdir(parents=True, exist_ok=True)
     sampler = sampler or ("tpe" if len(objectives) == 1 else "nsga2")
+    options = {"threads": max(1, available_cores() // (workers or available_cores()))} | options
     judge = optuna.pruners.MedianPruner() if pruner is True else pruner or None
-    url, code = storage_of(folder, storage), run_id(notebook, {})
+    url, code = storage_of(folder, storage), code_version(notebook)
     plan = Plan(template, space, objectives, trials, folder, url, sampler, seed, judge, code, options)
     _write_about(plan, storage)
     study = open_study(plan)
@@ -252,7 +253,12 @@ def _write_about(plan: Plan, storage: str | None) -> None:
     runs = plan.trials * max(1, len(plan.space.seeds))
     names = [*plan.space.axes, *(["seed"] if plan.space.seeds else [])]
     about = {"name": plan.name, "template": plan.template.name, "started": datetime.now(UTC).isoformat()}
-    about |= {"runs": runs, "axes": {name: [] for name in names}, "path": str(plan.template.resolve())}
+    about |= {
+        "runs": runs,
+        "axes": {name: [] for name in names},
+        "path": str(plan.template.resolve()),
+        "code": plan.code,
+    }
     shared = storage if storage and "@" not in storage else None  # no password in a file
     kept = {"objectives": plan.objectives, "trials": plan.trials, "sampler": plan.sampler, "seed": plan.seed}
     write_json(plan.folder / "sweep.json", about | {"search": kept | {"storage": shared}})
