@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import exc
 from sqlalchemy.event import listen
 
 from ..core.errors import SweepError
@@ -122,6 +123,7 @@ class _Drawn(optuna.samplers.BaseSampler):
         share, kind = float(self.shares[param_name]), param_distribution
         if isinstance(kind, CategoricalDistribution):
             return Choice(*kind.choices).at(share)
+        assert isinstance(kind, FloatDistribution | IntDistribution)
         return Range(kind.low, kind.high, kind.log).at(share)
 
 
@@ -189,7 +191,7 @@ def open_study(plan: Plan) -> optuna.Study:  # SweepError if it is another searc
             file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
             mark = file and (file.stat().st_ino if file.exists() else None)
             storage = _storage(plan.storage, mark, os.getpid())
-            directions = ["maximize" if way == "max" else "minimize" for way in plan.objectives.values()]
+            directions: Any = ["maximize" if way == "max" else "minimize" for way in plan.objectives.values()]
             study = optuna.create_study(
                 storage=storage,
                 study_name=plan.name,
@@ -197,7 +199,7 @@ def open_study(plan: Plan) -> optuna.Study:  # SweepError if it is another searc
                 pruner=plan.pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-        except (sa.exc.SQLAlchemyError, OSError) as e:
+        except (exc.SQLAlchemyError, OSError) as e:
             raise _refusal(e, parsed) from None
         before = study.user_attrs.get("about")
         if before is None:
@@ -277,10 +279,9 @@ def read_study(
         file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if file and not file.exists():
             raise SweepError("its study is not there", file, "load_sweep() reads the runs")
-        return optuna.load_study(
-            study_name=folder.name, storage=_storage(url, file and file.stat().st_ino, os.getpid())
-        )
+        storage = _storage(url, file and file.stat().st_ino, os.getpid())
+        return optuna.load_study(study_name=folder.name, storage=storage)
     except KeyError:
         raise SweepError("its study is not there", folder.name, "load_sweep() reads the runs") from None
-    except (sa.exc.SQLAlchemyError, OSError) as e:
+    except (exc.SQLAlchemyError, OSError) as e:
         raise _refusal(e, parsed) from None
