@@ -1020,10 +1020,10 @@ sweeps = typer.Typer(
     cls=_Sweeps,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Execute a template, a notebook with a cell tagged `parameters`, for every point of a space; or look for the "
-    "best point. `dtwb sweep TEMPLATE` is `dtwb sweep run TEMPLATE`; its options: `dtwb sweep run --help`.",
-    epilog="dtwb sweep nbs/experiments/line_buffers.ipynb -p places=0,4,8 -p seed=0:5 --workers 2 · "
-    "dtwb sweep status line_buffers · dtwb sweep results line_buffers --csv runs.csv",
+    help="Execute a template, a notebook with a cell tagged `parameters`, at every point of a space; or search for the "
+    "best point. `dtwb sweep TEMPLATE` is `dtwb sweep run TEMPLATE`: `dtwb sweep run --help` shows its options.",
+    epilog="dtwb sweep nbs/experiments/line_buffers.ipynb -p places=0,4,8 -p seed=0:5 --workers 2 \n\n"
+    "dtwb sweep status line_buffers \n\ndtwb sweep results line_buffers --csv runs.csv",
 )
 app.add_typer(sweeps, name="sweep")
 SweepName = Annotated[str, typer.Argument(help="Of the sweep: what --name said, else the template's.", metavar="NAME")]
@@ -1037,9 +1037,9 @@ Track = Annotated[str | None, typer.Option(help="Where MLflow keeps it: sqlite:/
 
 @sweeps.command(
     "run",
-    epilog="dtwb sweep x.ipynb -p lr=1e-3,1e-4 -p seed=0:5 --workers 2 · "
-    "dtwb sweep x.ipynb -p lr=1e-4..1e-1:log -p depth=2..8 --sobol 32 · "
-    "dtwb sweep x.ipynb -p lr=1e-4..1e-1:log -p gas=air,argon --search 50 --maximize throughput --minimize scrap · "
+    epilog="dtwb sweep x.ipynb -p lr=1e-3,1e-4 -p seed=0:5 --workers 2 \n\n"
+    "dtwb sweep x.ipynb -p lr=1e-4..1e-1:log -p depth=2..8 --sobol 32 \n\n"
+    "dtwb sweep x.ipynb -p lr=1e-4..1e-1:log -p gas=air,argon --search 50 --maximize throughput --minimize scrap \n\n"
     "dtwb sweep x.ipynb -p n=0:1000 --executor dask --scheduler tcp://head:8786 --time-limit 60 --memory-limit 2GB",
 )
 def sweep_run(
@@ -1093,8 +1093,8 @@ def sweep_run(
     if not maximize and not minimize:
         raise SweepError("it has nothing to look for", "--search", "name a result: --maximize throughput")
     objectives = dict.fromkeys(maximize or (), "max") | dict.fromkeys(minimize or (), "min")
-    about = {"sampler": sampler, "storage": storage, "seed": draw_seed, "trials": search, "objectives": objectives}
-    run_search(template, space, name, track, as_json, **about, **options)
+    about = {"sampler": sampler, "storage": storage, "seed": draw_seed, "trials": search}
+    run_search(template, space, name, track, as_json, objectives, **about, **options)
 
 
 def say_points(template: Path, space: Any, trials: int | None, as_json: bool) -> None:
@@ -1106,13 +1106,14 @@ def say_points(template: Path, space: Any, trials: int | None, as_json: bool) ->
         return say_json({"template": template, "runs": count, "points": [] if trials else list(islice(space, 1000))})
     if trials:
         rows = [[name, str(values)] for name, values in space.axes.items()]
-        say_table(f"{template.name}: {trials} trials", ["parameter", "values"], rows)
-        return typer.echo(f"{count:,} runs: {trials} trials x {max(1, len(space.seeds))} seeds")
+        say_table("", ["parameter", "values"], rows)
+        seeds = max(1, len(space.seeds))
+        return typer.echo(f"{template.name}: {count:,} runs: {trials} trials x {seeds} seed{'s' * (seeds > 1)}")
     points = list(islice(space, _SHOWN))
     names = list(dict.fromkeys(name for point in points for name in point))
     rows = [[point.get(name, "") for name in names] for point in points]
-    say_table(f"{template.name}: the first {len(points)} points" if count > _SHOWN else template.name, names, rows)
-    typer.echo(f"{count:,} points")
+    say_table("", names, rows)
+    typer.echo(f"{template.name}: {count:,} points" + (f"; the first {_SHOWN} are shown" if count > _SHOWN else ""))
 
 
 @contextmanager
@@ -1236,9 +1237,9 @@ def say_found(found: Any, as_json: bool) -> None:  # typer.Exit(1): a trial fail
         best = found.front.drop(columns=["how", "runs", "seconds", "error"]).head(_SHOWN)
         title = "the best trial" if len(found.objectives) == 1 else "the Pareto front"
         rows = [[getattr(value, "item", lambda value=value: value)() for value in row] for row in best.values]
-        say_table(f"{found.folder.name}: {title}", list(best.columns), rows)
+        say_table("", list(best.columns), rows)
         told = ", ".join(f"{n} {how}" for how, n in counts.items())
-        typer.echo(f"{len(table)} trials: {told}: {found.folder}")
+        typer.echo(f"{found.folder.name}: {title} of {len(table)} trials ({told}): {found.folder}")
     if len(failed):
         raise typer.Exit(1)
 
@@ -1262,7 +1263,7 @@ def sweep_status(name: SweepName, as_json: AsJson = False):
     rows = [["template", sweep.about.get("template", "")], ["swept", ", ".join(sweep.swept)]]
     rows += [["started", sweep.about.get("started", "")], ["folder", str(sweep.folder)]]
     rows += [[how, f"{n:,}"] for how, n in counts.items()] + ([["not made yet", f"{missing:,}"]] if missing else [])
-    say_table(name, ["", ""], rows)
+    say_table("", ["", ""], rows)
     say_failed(sweep.folder, bad)
 
 
@@ -1290,9 +1291,9 @@ def sweep_results(
         if not table.error.any():
             table = table.drop(columns="error")
         rows = [[getattr(v, "item", lambda v=v: v)() for v in row] for row in table.head(_SHOWN).values]
-        say_table(f"{name}: {len(table):,} runs", list(table.columns), rows)
-        if len(table) > _SHOWN:
-            typer.echo(f"... and {len(table) - _SHOWN:,} more: --csv FILE writes all")
+        say_table("", list(table.columns), rows)
+        more = f"; the first {_SHOWN} are shown, --csv FILE writes all" if len(table) > _SHOWN else ""
+        typer.echo(f"{name}: {len(table):,} runs{more}")
     for path in written:
         typer.echo(f"Wrote {path}: {len(table):,} runs")
 
@@ -1309,7 +1310,6 @@ def sweep_retry(
     as_json: AsJson = False,
 ):
     "Make the runs again that failed or were cancelled, by the template as it is now."
-    from dtwb.core.settings import settings
     from dtwb.sweeps.arguments import parse_bytes
     from dtwb.sweeps.results import load_sweep
 
