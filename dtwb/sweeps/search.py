@@ -216,7 +216,7 @@ def search(
     seed: int = 0,  # with one worker, the same seed gives the same trials
     progress: Any = None,  # called with (done, total); a label or True for a bar
     stop: Any = None,  # asked whether to stop
-    track: Callable[[Path], Any] | None = None,  # called here with the folder of each run that has ended
+    track: Callable[[Path], Any] | str | None = None,  # called with the folder of each ended run; or MLflow's address
     make_run: Callable[..., Any] = run_point,  # (template, parameters, folder, **options)
     **options: Any,  # of run_point: time_limit, memory_limit, kernel
 ) -> "Search":  # what there is, when it ends or is stopped
@@ -238,7 +238,11 @@ def search(
     plan = Plan(template, space, objectives, trials, folder, url, sampler, seed, judge, code, options)
     study = open_study(plan)
     _write_about(plan, storage)
-    done = partial(_done, folder, track if callable(track) else None)
+    if isinstance(track, str):
+        from dtwb.sweeps.tracking import tracker
+
+        track = tracker(track, name)
+    done = partial(_done, folder, track)
     how = {"executor": executor, "scheduler": scheduler, "workers": workers, "retries": 1, "stop": stop}
     with suppress(Stopped):
         while left := _left(study, trials):
