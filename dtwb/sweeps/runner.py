@@ -6,15 +6,16 @@
 __all__ = ['run_point', 'run_sweep']
 
 # %% ../../nbs/sweeps/10_runner.ipynb #d14574f3
+import contextlib
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..core.parallel import available_cores, pmap
 from ..core.settings import settings
 from ..store.database import finish_folder, versions, write_json
 from .template import code_version, read_template, run_ids
+from .warm import share_of_cores
 
 # %% ../../nbs/sweeps/10_runner.ipynb #d5f9cc73
 _log = logging.getLogger(__name__)
@@ -31,44 +33,104 @@ _log = logging.getLogger(__name__)
 def run_point(
     template: Path | str,
     parameters: Mapping[str, Any],
-    folder: Path,  # of the run
+    folder: Path | str,  # of the run
     kernel: str = "warm",  # warm: forked, its imports made already; plain: papermill's own
     *,
     time_limit: float | None = None,  # s
     memory_limit: float | None = None,  # bytes, with what it has started
     threads: int = 1,
     retries: int = 1,  # after a crash; an error in the notebook would only come again
+    notebook: Mapping[str, Any] | None = None,  # the template as it was when the sweep began
+    code: str | None = None,  # the version of what it imports
 ) -> str:  # how it ended: finished, failed or cancelled
     "Execute the template with these parameters."
-    import papermill as pm
-
-    template, folder = Path(template), Path(folder).resolve()
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    template, folder = Path(template).resolve(), Path(folder).resolve()
+    notebook = read_template(template) if notebook is None else notebook
+    code = code_version(notebook) if code is None else code
     about = {"id": folder.name, "what": "sweep", "name": template.stem, "parameters": dict(parameters)}
-    about |= {"seed": parameters.get("seed"), "versions": versions(), "started": _now(), "ended": None}
-    write_json(aside / "run.json", about | {"how": "running", "error": None})
-    os.environ["DTWB_RECORD"] = str(aside)
-    outcome: dict[str, Any] = {"how": "finished", "error": None}
-    try:
-        pm.execute_notebook(
-            template,
-            aside / "out.ipynb",
-            dict(parameters),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-        )
-    except Exception as e:
-        outcome = {"how": "failed", "error": _said(e)}
-        if getattr(e, "ename", "") == "Pruned":
-            outcome = {"how": "cancelled", "error": str(getattr(e, "evalue", ""))}
-    finally:
-        del os.environ["DTWB_RECORD"]
-    shutil.rmtree(folder, ignore_errors=True)
-    finish_folder(folder, ended=_now(), **outcome)
-    return outcome["how"]
+    about |= {"seed": parameters.get("seed"), "code": code, "versions": _versions(), "started": _now(), "ended": None}
+    run = _Run(template, notebook, about, folder, time_limit, memory_limit, threads)
+    for left in range(retries, -1, -1):
+        outcome, crashed = run.execute(kernel, code)
+        if not (crashed and left):
+            break
+        _log.warning("run %s has crashed: %s; trying again", folder.name, outcome["error"])
+    return run.finish(outcome)
+
+
+@dataclass
+class _Run:
+    "A run being made."
+
+    template: Path
+    notebook: Mapping[str, Any]
+    about: dict[str, Any]
+    folder: Path
+    time_limit: float | None
+    memory_limit: float | None
+    threads: int
+
+    def execute(self, kernel: str, code: str) -> tuple[dict[str, Any], bool]:  # how it ended, and whether by a crash
+        "Execute the template, aside."
+        import nbformat
+        import papermill as pm
+
+        from dtwb.sweeps.engine import Guard
+
+        self.aside = self.folder.with_name(f".{self.folder.name}.tmp")
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+        self.inode = self.aside.stat().st_ino
+        write_json(self.aside / "run.json", self.about | {"how": "running", "error": None})
+        environment = {"DTWB_RECORD": str(self.aside)}
+        child = _fork(self, code, environment) if kernel == "warm" else None
+        guard = Guard(self.time_limit, self.memory_limit, self.aside / "log.txt")
+        try:
+            pm.execute_notebook(
+                nbformat.from_dict({key: value for key, value in self.notebook.items() if key != "path"}),
+                str(self.aside / "out.ipynb"),
+                dict(self.about["parameters"]),
+                engine_name="dtwb",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                guard=guard,
+                child=child,
+                template=self.template,
+                environment=environment | share_of_cores(self.threads),
+            )
+        except pm.PapermillExecutionError as e:
+            if e.ename == "Pruned":
+                return {"how": "cancelled", "error": str(e.evalue)}, False
+            return {"how": "failed", "error": guard.why or _said(e)}, bool(guard.why) and "limit" not in guard.why
+        finally:
+            guard.log.close()
+        return {"how": "finished", "error": None}, False
+
+    def finish(self, outcome: dict[str, Any]) -> str:
+        "Give the folder its name, unless somebody else is making the same run by now."
+        with contextlib.suppress(OSError):
+            if self.aside.stat().st_ino == self.inode:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                finish_folder(self.folder, ended=_now(), **outcome)
+        return outcome["how"]
+
+
+def _fork(run: _Run, code: str, environment: Mapping[str, str]) -> Any:  # a Child, or None: there is no warm parent
+    from dtwb.sweeps.warm import NotWarm, warm_parent
+
+    for _ in range(2):  # it may have left since it was asked last
+        try:
+            parent = warm_parent(run.notebook, run.template.parent, code)
+            return parent.fork(run.template.parent, environment, run.threads) if parent else None
+        except NotWarm as e:
+            _log.warning("%s: a warm parent has ended: %s", run.template.name, e)
+    return None
+
+
+@lru_cache(1)
+def _versions() -> dict[str, str]:
+    return versions()
 
 
 def _now() -> str:
@@ -112,7 +174,7 @@ def run_sweep(
     write_json(folder / "sweep.json", about | {"path": str(template), "code": code})
     ids = dict(zip(run_ids(notebook, points, code), points))
     waiting = [(one, point) for one, point in ids.items() if not _has_finished(folder / one)]
-    make = _Make(template, folder, kernel, time_limit, memory_limit, threads, retries)
+    make = _Make(template, notebook, code, folder, kernel, time_limit, memory_limit, threads, retries)
     told = _Told(progress, len(ids), len(ids) - len(waiting))
     pmap(
         make,
@@ -144,6 +206,8 @@ class _Make:
     "What a worker does with a point."
 
     template: Path
+    notebook: Mapping[str, Any]
+    code: str
     folder: Path
     kernel: str
     time_limit: float | None
@@ -154,7 +218,7 @@ class _Make:
     def __call__(self, item: tuple[str, dict[str, Any]]) -> str:
         name, point = item
         limits = {"time_limit": self.time_limit, "memory_limit": self.memory_limit}
-        rest = {"threads": self.threads, "retries": self.retries}
+        rest = {"threads": self.threads, "retries": self.retries, "notebook": self.notebook, "code": self.code}
         return run_point(self.template, point, self.folder / name, self.kernel, **limits, **rest)
 
 

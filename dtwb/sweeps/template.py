@@ -25,14 +25,19 @@ def read_template(
     path = Path(path)
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        tags = [tag for cell in notebook["cells"] for tag in cell.get("metadata", {}).get("tags", [])]
+        cells = [cell for cell in notebook["cells"] if "findings" not in _tags(cell)]
+        tags = [tag for cell in cells for tag in _tags(cell)]
     except OSError as e:
         raise SweepError(f"it cannot be read: {e.strerror}", path) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SweepError("it is not a notebook", path) from None
     if "parameters" not in tags:
         raise SweepError("no cell is tagged `parameters`", path, "tag the cell that sets their defaults")
-    return notebook | {"path": str(path.resolve())}
+    return notebook | {"cells": cells, "path": str(path.resolve())}
+
+
+def _tags(cell: Mapping[str, Any]) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
 
 
 def code_cells(
@@ -67,9 +72,16 @@ def imports_of(
             node = waiting.pop(0)
             if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != "__future__"):
                 found.append((number, ast.unparse(node)))
-            elif isinstance(node, ast.If | ast.Try | ast.With):
+            elif isinstance(node, ast.Try | ast.With):
                 waiting[:0] = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+            elif _SETTING.search(ast.unparse(node)):
+                return found
     return found
+
+
+_SETTING = re.compile(
+    r"environ(\[[^]]*\]\s*=[^=]|\.(setdefault|update|pop)\b)|\bsys\.path\b|\b(putenv|chdir)\(|_magic\('(env|set_env|cd)'"
+)
 
 # %% ../../nbs/sweeps/04_template.ipynb #817c4378
 _IMPORT = re.compile(
