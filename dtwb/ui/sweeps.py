@@ -21,7 +21,8 @@ from bokeh.models.widgets.tables import NumberFormatter
 from fastcore.basics import patch
 
 from ..core.errors import SweepError
-from ..sweeps.recorded import all_sweeps
+from ..sweeps.pictures import REPLICATIONS, averaged, heat_map, parallel, picture, scatter, slices
+from ..sweeps.recorded import all_sweeps, find_sweep
 from ..sweeps.results import Sweep, SweepRun
 from .parts import figure, tiles_html
 from .run_notebook import ROUTE
@@ -40,17 +41,7 @@ from dtwb.ui.shell import (
     sync,
     wrapping,
 )
-from dtwb.ui.sweep_views import (
-    REPLICATIONS,
-    averaged,
-    filter_runs,
-    heat_map,
-    parallel,
-    picture,
-    run_card,
-    scatter,
-    slices,
-)
+from .sweep_views import filter_runs, run_card
 
 # %% ../../nbs/ui/50_sweeps.ipynb #35166316
 @pn.cache(max_items=8, policy="LRU")
@@ -60,11 +51,9 @@ def _read(folder: Path, mark: tuple) -> Sweep:
 
 def read_sweep(name: str) -> Sweep:  # SweepError if there is none
     "A sweep, read afresh only if something is new in its folder."
-    folders = all_sweeps()
-    if name not in folders:
-        raise SweepError("there is no such sweep", name[:64], f"there are: {', '.join(folders)}")
-    changed = [path.stat().st_mtime_ns for path in (folders[name], folders[name] / "sweep.json") if path.exists()]
-    return _read(folders[name], tuple(changed))
+    folder = find_sweep(name)
+    changed = [path.stat().st_mtime_ns for path in (folder, folder / "sweep.json") if path.exists()]
+    return _read(folder, tuple(changed))
 
 
 _SMALL = (
