@@ -9,7 +9,8 @@ __all__ = ['record', 'Pruned', 'pipes']
 import json
 import math
 import os
-from contextlib import suppress
+import select
+from contextlib import ExitStack, suppress
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,14 @@ def pipes(
 
 
 def _asked(between: tuple[Path, Path], line: str) -> str:  # go or prune
-    with suppress(OSError):  # there is no pipe, or nobody listens
-        with os.fdopen(os.open(between[0], os.O_WRONLY | os.O_NONBLOCK), "w") as ask:
-            answer = os.open(between[1], os.O_RDONLY)
-            ask.write(line)
-        with os.fdopen(answer) as answers:
-            return answers.readline().strip()
+    with ExitStack() as stack, suppress(OSError):  # there is no pipe, or nobody listens any more
+        ask, answer = (os.open(path, way | os.O_NONBLOCK) for path, way in zip(between, (os.O_WRONLY, os.O_RDONLY)))
+        for end in ask, answer:
+            stack.callback(os.close, end)
+        os.write(ask, line.encode())
+        poll = select.poll()
+        poll.register(answer, select.POLLIN)
+        poll.register(ask, select.POLLERR)  # the search has died
+        poll.poll()
+        return os.read(answer, 16).decode().strip()
     return "go"

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,13 +22,16 @@ from typing import Any
 import numpy as np
 import optuna
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import exc
+from sqlalchemy.event import listen
 
 from ..core.errors import SweepError
 from ..core.settings import settings
 from ..store.database import _parse, _refusal, process_mark
 from .space import Choice, Range, Space, _listed
+from .template import read_template, run_id
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -87,7 +90,7 @@ class Plan:
     sampler: str = "tpe"
     seed: int = 0
     pruner: Any = None  # optuna's; None: no run is ended early
-    code: str = ""  # of the template and of what it imports
+    code: str = ""  # the version of what the template imports
     options: dict[str, Any] = field(default_factory=dict)  # of run_point
 
     @property
@@ -99,7 +102,8 @@ class Plan:
         "What must stay as it is when the search goes on."
         space = {name: repr(values) for name, values in self.space.axes.items()}
         conditions = sorted(self.space.only)
-        about = {"template": self.code, "objectives": self.objectives, "space": space, "only": conditions}
+        template = run_id(read_template(self.template), {}, self.code)
+        about = {"template": template, "objectives": self.objectives, "space": space, "only": conditions}
         return about | {"seeds": list(self.space.seeds)}
 
 # %% ../../nbs/sweeps/11_study.ipynb #1100000c
@@ -119,6 +123,7 @@ class _Drawn(optuna.samplers.BaseSampler):
         share, kind = float(self.shares[param_name]), param_distribution
         if isinstance(kind, CategoricalDistribution):
             return Choice(*kind.choices).at(share)
+        assert isinstance(kind, FloatDistribution | IntDistribution)
         return Range(kind.low, kind.high, kind.log).at(share)
 
 
@@ -130,10 +135,10 @@ def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:  # numbe
     if plan.sampler == "sobol":
         from scipy.stats import qmc
 
-        return _Drawn(names, qmc.Sobol(len(names), rng=plan.seed).fast_forward(number).random(1)[0])
+        return _Drawn(names, qmc.Sobol(len(names), rng=plan.seed).random(number + 1)[-1])
     seed = int(np.random.SeedSequence([plan.seed, number]).generate_state(1)[0])
     if plan.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=min(50, max(10, plan.trials // 8)), seed=seed)
+        return optuna.samplers.NSGAIISampler(population_size=min(50, max(8, plan.trials // 12)), seed=seed)
     if plan.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
     raise SweepError(f"there is no sampler {plan.sampler!r}", "search", f"samplers: {', '.join(SAMPLERS)}")
@@ -166,7 +171,16 @@ def _storage(url: str, mark: Any, pid: int) -> optuna.storages.RDBStorage:
         shared = {"connect_args": {"connect_timeout": 5, "options": "-csearch_path=optuna"}, "pool_pre_ping": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return optuna.storages.RDBStorage(url, shared, heartbeat_interval=_BEAT, grace_period=_SILENCE)
+        storage = optuna.storages.RDBStorage(url, shared, heartbeat_interval=_BEAT, grace_period=_SILENCE)
+    if parsed.get_backend_name() == "sqlite":
+        storage.engine.dispose()
+        listen(storage.engine, "connect", _prepare)
+    return storage
+
+
+def _prepare(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def open_study(plan: Plan) -> optuna.Study:  # SweepError if it is another search's
@@ -177,7 +191,7 @@ def open_study(plan: Plan) -> optuna.Study:  # SweepError if it is another searc
             file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
             mark = file and (file.stat().st_ino if file.exists() else None)
             storage = _storage(plan.storage, mark, os.getpid())
-            directions = ["maximize" if way == "max" else "minimize" for way in plan.objectives.values()]
+            directions: Any = ["maximize" if way == "max" else "minimize" for way in plan.objectives.values()]
             study = optuna.create_study(
                 storage=storage,
                 study_name=plan.name,
@@ -185,7 +199,7 @@ def open_study(plan: Plan) -> optuna.Study:  # SweepError if it is another searc
                 pruner=plan.pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-        except (sa.exc.SQLAlchemyError, OSError) as e:
+        except (exc.SQLAlchemyError, OSError) as e:
             raise _refusal(e, parsed) from None
         before = study.user_attrs.get("about")
         if before is None:
@@ -222,8 +236,7 @@ def claim(study: optuna.Study, plan: Plan) -> Trial | None:  # None: there is no
         study.sampler = sampler_of(plan, min(waiting, default=len(trials)))
         trial = study.ask()
         by = {"host": socket.gethostname(), "pid": os.getpid(), "process": process_mark(os.getpid())}
-        trial.set_user_attr("by", by)
-        trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 0) + 1)
+        trial.set_user_attr("by", by | {"attempt": trial.user_attrs.get("by", {}).get("attempt", 0) + 1})
         trial.set_user_attr("point", suggest(trial, plan.space))
         return trial
 
@@ -237,7 +250,7 @@ def take_back(study: optuna.Study) -> None:
         here = by is None or by["host"] == socket.gethostname()
         gone = by is None or process_mark(by["pid"]) != by["process"] if here else trial._trial_id in silent
         if gone:
-            if trial.user_attrs.get("attempts", 0) >= _ATTEMPTS:
+            if by and by.get("attempt", 0) >= _ATTEMPTS:
                 give_up(study, trial, "its worker died, again and again")
             else:
                 let_wait(study, trial)
@@ -266,10 +279,9 @@ def read_study(
         file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if file and not file.exists():
             raise SweepError("its study is not there", file, "load_sweep() reads the runs")
-        return optuna.load_study(
-            study_name=folder.name, storage=_storage(url, file and file.stat().st_ino, os.getpid())
-        )
+        storage = _storage(url, file and file.stat().st_ino, os.getpid())
+        return optuna.load_study(study_name=folder.name, storage=storage)
     except KeyError:
         raise SweepError("its study is not there", folder.name, "load_sweep() reads the runs") from None
-    except (sa.exc.SQLAlchemyError, OSError) as e:
+    except (exc.SQLAlchemyError, OSError) as e:
         raise _refusal(e, parsed) from None

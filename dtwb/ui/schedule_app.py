@@ -46,7 +46,9 @@ from dtwb.ui.schedule import (
     group_colors,
     happened_bars,
     hatched,
+    paled,
     plan_bars,
+    utilisation_legend,
     utilisation_row,
     working_shares,
 )
@@ -160,7 +162,7 @@ def strip_html(base: Solution | None, new: Solution | None) -> str:
     return parts.tiles_html(tiles)
 
 # %% ../../nbs/ui/45_schedule_app.ipynb #5ccf58f7
-def _select(label: str, width: int, **kwargs: Any) -> Any:
+def _select(label: str, width: int | None, **kwargs: Any) -> Any:
     return pmui.Select(label=label, width=width, size="small", margin=(6, 4), **kwargs)
 
 
@@ -229,11 +231,12 @@ class Schedules(RunApp):
         self.discard_button = _button("Discard", variant="outlined")
         self.judge_button = _button("Judge by the twin", variant="outlined")
         self.first, self.second = (
-            _select(name, 180, options={spoken(g): g for g in GOALS}, value=g)
+            _select(name, 210, options={spoken(g): g for g in GOALS}, value=g)
             for name, g in (("One", "weighted_tardiness"), ("The other", "makespan"))
         )
         self.front_button = _button("Find plans between them", variant="outlined")
-        self.pick = _select("Take this plan", 400, options=["none"], visible=False)
+        self.pick = _select("Take this plan", None, options=["none"], visible=False)
+        self.pick.param.update(sizing_mode="stretch_width", max_width=460)
         self.job, self.other_job, self.judging = Job("Solving"), Job("Looking for plans"), Job("The twin")
         self.situating = Job("Working out how the plan stands")
         self._wanted: Any = None
@@ -423,10 +426,11 @@ def _draw_chart(self: Schedules) -> None:
         was = was.assign(band="upper") if was is not None and "upper" in set(bars.band) else was
         notes = working_shares(plan) if plan else {}
         placed = cornered(bars, machines)
+        drawn = placed if critical else paled(placed)
         chart = gantt(placed, machines, beside, critical, situation.now, was, notes)
         row = utilisation_row(plan or situation.plan, machines, [f"{m}{notes.get(m, '')}" for m in machines])
         end = max([view.time, *bars.end]) if len(bars) else view.time
-        self.picture.draw(chart, placed.assign(alpha=1.0), row, end)
+        self.picture.draw(chart, drawn, row, end, utilisation_legend(plan or situation.plan))
         legend = colors if len(colors) <= 24 else {}
         kinds = {kind: hatched(kind) for kind in BESIDE if kind in set(beside.kind)}
         self.bodies["legend"][:] = [pn.pane.HTML(parts.legend_html(legend | kinds), margin=(2, 12))]
