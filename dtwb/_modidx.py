@@ -3912,6 +3912,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'dtwb.ui.sweep_views._height': ('ui/sweep_views.html#_height', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._is_number': ('ui/sweep_views.html#_is_number', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._line': ('ui/sweep_views.html#_line', 'dtwb/ui/sweep_views.py'),
+                                     'dtwb.ui.sweep_views._metric': ('ui/sweep_views.html#_metric', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._numbers_in': ('ui/sweep_views.html#_numbers_in', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._on_a_chip': ('ui/sweep_views.html#_on_a_chip', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._pairs': ('ui/sweep_views.html#_pairs', 'dtwb/ui/sweep_views.py'),
