@@ -438,6 +438,8 @@ def pmap(
     retries: int = 0,  # how often an item whose worker died is tried again
     stop: Callable[[], Any] | threading.Event | None = None,  # asked whether to stop
     scheduler: Any = None,  # dask: the scheduler's address, or a Client; one of our own by default
+    each: Callable[[int, Any], Any] | None = None,  # called with an item's index and its result, once it is there
+    crashed: Callable[[Any, str], Any] | None = None,  # item, why -> what its result is where its worker died
 ) -> list:  # the results, in the order of the items; raises ItemError, Stopped, or the function's own DtwbError
     "Call `function` with every item, in parallel."
     if executor not in _EXECUTORS:
@@ -458,9 +460,13 @@ def pmap(
                 index, (kind, value) = outcome
                 if kind == "error":
                     raise _failure(index, items[index], value) from value
-                if kind == "crash":
+                if kind == "crash" and crashed:
+                    value = crashed(items[index], value)
+                elif kind == "crash":
                     raise ItemError(f"{_name(index, items[index])}: its worker died: {value}", index, items[index])
                 results[index] = value
+                if each:
+                    each(index, value)
                 report(len(results))
             elif asked():  # pyright: ignore[reportCallIssue]
                 raise Stopped(results, len(items))

@@ -32,7 +32,7 @@ def make(
     points = [dict(zip(names, values)) for values in itertools.product(*LINE_BUFFERS.values())]
     points = [point for point in points if point["repair"] or (point["seed"] == 0 and point["places"] in (0, 8))]
     template = settings().root / "nbs" / "experiments" / "line_buffers.ipynb"
-    folder = run_sweep(template, points, "line_buffers", root, progress)
+    folder = run_sweep(template, points, "line_buffers", root, kernel="plain", progress=progress)
     aside = target.with_name(f".{target.name}.tmp")
     with tarfile.open(aside, "w:xz", preset=9) as file:  # one stream: what all notebooks share is kept once
         file.add(folder, folder.name)

@@ -35,7 +35,7 @@ def template_parameters(path: Path | str) -> dict[str, Parameter]:  # SweepError
     from papermill.inspection import _infer_parameters
     from papermill.iorw import load_notebook_node
 
-    from dtwb.sweeps.runner import read_template
+    from dtwb.sweeps.template import read_template
 
     notebook, found = read_template(Path(path)), {}
     _compiles(notebook, Path(path))

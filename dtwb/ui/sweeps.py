@@ -21,6 +21,7 @@ from bokeh.models.widgets.tables import NumberFormatter
 from fastcore.basics import patch
 
 from ..core.errors import SweepError
+from ..sweeps.pictures import REPLICATIONS, averaged, heat_map, parallel, picture, scatter, slices
 from ..sweeps.recorded import all_sweeps
 from ..sweeps.results import Sweep, SweepRun
 from .parts import figure, tiles_html
@@ -40,17 +41,7 @@ from dtwb.ui.shell import (
     sync,
     wrapping,
 )
-from dtwb.ui.sweep_views import (
-    REPLICATIONS,
-    averaged,
-    filter_runs,
-    heat_map,
-    parallel,
-    picture,
-    run_card,
-    scatter,
-    slices,
-)
+from .sweep_views import filter_runs, run_card
 
 # %% ../../nbs/ui/50_sweeps.ipynb #35166316
 @pn.cache(max_items=8, policy="LRU")
