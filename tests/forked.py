@@ -18,7 +18,7 @@ from pathlib import Path
 HEAVY = (
     "dtwb.vision.models", "lightning", "pandas", "xarray", "sklearn.metrics", "matplotlib.pyplot", "nbdev.test",
     "panel", "panel_material_ui", "holoviews", "dtwb.scheduling.solve", "dtwb.twin.simulation", "dtwb.cli",
-    "dtwb.vision.inspector", "dtwb.loop.session",
+    "dtwb.vision.inspector", "dtwb.loop.session", "onnxruntime", "onnxscript", "torch.onnx._internal.exporter._core",
 )  # fmt: skip
 
 
