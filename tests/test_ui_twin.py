@@ -113,8 +113,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
 def test_a_run_is_followed_while_it_is_written(site, browser):
     run = simulate(PLANT, rule="edd", seed=5)
     half = len(run.events) // 2
-    # not quiet: once in three runs pythreejs says "Error setting state" when a stretch is sent anew
-    with site.store() as store, watched(browser, 420, 900, quiet=False) as visit:
+    with site.store() as store, watched(browser, 420, 900) as visit:
         with run_folder("live", seed=5, name=PLANT.name, store=store, root=site.data / "runs") as written:
             PLANT.save(written.folder / "factory.yaml")
             for event in run.events[:half]:

@@ -87,20 +87,22 @@ def _segments(points: np.ndarray, color: str) -> Any:
     return three.LineSegments(geometry=geometry, material=three.LineBasicMaterial(color=color, fog=False))
 
 
-def _names(floor: Layout) -> list[Any]:
-    "The machines' names; none where they would be a thicket."
+def _names(floor: Layout, pixel: float) -> list[Any]:  # `pixel`: of the picture, as a share of how far it is away
+    "The machines' names, as large from near as from far; none where they would be a thicket."
     three = _three()
     named = [(m.id, point) for m, point in zip(floor.factory.machines, floor.machines)]
     named += [("entry", floor.points[0]), ("exit", floor.points[1])]
     found = []
     for name, (x, y) in named if len(named) <= 60 else ():
         texture = three.TextTexture(
-            string=name, color="#808080", size=48, squareTexture=False, minFilter="LinearFilter"
+            string=name, color="#ffffff", size=48, squareTexture=False, minFilter="LinearFilter"
         )
-        sprite = three.Sprite(material=three.SpriteMaterial(map=texture, transparent=True, fog=False))
-        sprite.position = (float(x), float(y), 1.35 * floor.size)
-        sprite.scale = (0.22 * floor.size * len(name), 0.45 * floor.size, 1.0)
-        found.append(sprite)
+        material = three.SpriteMaterial(
+            map=texture, color="#7d7d7d", transparent=True, fog=False, sizeAttenuation=False, depthTest=False
+        )
+        place = (float(x), float(y), 1.7 * floor.size)
+        scale = (7.0 * len(name) * pixel, 14.0 * pixel, 1.0)
+        found.append(three.Sprite(material=material, position=place, scale=scale, renderOrder=9))
     return found
 
 
@@ -132,7 +134,7 @@ def _camera(floor: Layout, aspect: float) -> tuple[Any, Any, np.ndarray]:  # its
     return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5), middle
 
 
-_VIEW = np.array([0.0, -0.585, 0.811])  # to where the eye is
+_VIEW = np.array([0.0, -0.5, 0.866])  # to where the eye is
 
 
 def _looking(eye: np.ndarray) -> tuple[float, ...]:
@@ -287,7 +289,13 @@ class Stage:
         unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
         half = (self.floor.points.min(0) + self.floor.points.max(0)) / 2 - self.middle[:2]
         self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[*half.tolist(), 0.3 * self.floor.size])
-        things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
+        things = [
+            *_ground(self.floor),
+            machines,
+            cloud,
+            self.frame,
+            *_names(self.floor, 2 * np.tan(np.radians(45 / 2)) / height),
+        ]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
         self.start = tuple(self.camera.position)
