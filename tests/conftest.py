@@ -1,20 +1,24 @@
 """What several tests need: the real data, a browser, a place of their own."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # two workers on two cores: with a second thread each, torch's threads wait for each other, and spin meanwhile
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# the same examples each time, so that what passed here passes elsewhere; HYPOTHESIS_PROFILE=explore draws new ones
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+# the same examples each time, so that what passed here passes elsewhere; HYPOTHESIS_PROFILE=explore draws new ones.
+# Nothing is too slow: a machine may be.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **PATIENT)
+settings.register_profile("explore", derandomize=False, **PATIENT)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest_plugins = ["browser"]
@@ -46,18 +50,47 @@ def chromium() -> str:
     return path
 
 
+@pytest.fixture(scope="session")
+def forked():
+    "Asks `forked.py`, a process that has imported torch and all: forked(notebook=path) -> {code, out, err}."
+    command = [sys.executable, str(ROOT / "tests/forked.py")]
+    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin and server.stdout
+
+    def run(**task) -> dict:
+        print(json.dumps(task), file=server.stdin, flush=True)
+        return json.loads(server.stdout.readline())
+
+    yield run
+    server.stdin.close()
+    server.wait(60)
+
+
+class Workbench:
+    "Runs `dtwb ...` with data and runs in a folder of its own; gives the finished process."
+
+    def __init__(self, data: Path, forked: Callable[..., dict]):
+        self.data, self.forked = data, forked
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+        places = {"DTWB_PATHS__DATA": str(self.data), "DTWB_PATHS__RUNS": str(self.data / "runs")}
+        return os.environ | places | variables
+
+    def __call__(self, *args, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
+        "In a process that has imported all already."
+        words, env = list(map(str, args)), self.environment(variables)
+        said = self.forked(dtwb=words, env=env, timeout=timeout)
+        return subprocess.CompletedProcess(words, said["code"], said["out"], said["err"])
+
+    def fresh(self, *args, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
+        "As a user does: in a Python of its own."
+        command, env = [sys.executable, "-m", "dtwb.cli", *map(str, args)], self.environment(variables)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
 @pytest.fixture
-def workbench(tmp_path):
-    "Runs `dtwb ...` as a user does, with data and runs in a folder of its own; returns the finished process."
-    data = tmp_path / "data"
-
-    def run(*args: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess:
-        environment = os.environ | {"DTWB_PATHS__DATA": str(data), "DTWB_PATHS__RUNS": str(data / "runs")} | variables
-        command = [sys.executable, "-m", "dtwb.cli", *map(str, args)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
-
-    run.data = data
-    return run
+def workbench(tmp_path, forked) -> Workbench:
+    return Workbench(tmp_path / "data", forked)
 
 
 def pytest_xdist_make_scheduler(config, log):

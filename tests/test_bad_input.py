@@ -100,7 +100,7 @@ def test_factory_for_other_commands(workbench, tmp_path, command):
 def test_instance(workbench, tmp_path, text, words):
     path = tmp_path / "ft06.txt"
     path.write_text(text)
-    refused(workbench("schedule", path), *words)
+    refused((workbench if text else workbench.fresh)("schedule", path), *words)
 
 
 def test_instance_as_plant(workbench, tmp_path):
@@ -181,7 +181,7 @@ def begin(data: Path, *args: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "dtwb.cli", "run", *args]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if (data / "dtwb.sqlite").exists():
             try:
@@ -197,7 +197,7 @@ def begin(data: Path, *args: str) -> subprocess.Popen:
 def test_interrupted_by_the_user(workbench):
     process = begin(workbench.data, "--replications", "50")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
     assert [status for _, status in runs_of(workbench.data)] == ["cancelled"]
@@ -207,7 +207,7 @@ def test_killed(workbench):
     process = begin(workbench.data, "--replications", "50")
     process.kill()
     process.communicate()
-    done = workbench("info", "--json")
+    done = workbench.fresh("info", "--json")
     assert done.returncode == 0, done.stderr
     [(run, status)] = runs_of(workbench.data)
     assert status == "interrupted"
@@ -217,8 +217,8 @@ def test_killed(workbench):
 
 def test_two_runs_at_once(workbench):
     first = begin(workbench.data, "--replications", "0")
-    second = workbench("run", "--replications", "0", "--seed", "2")
-    out, err = first.communicate(timeout=300)
+    second = workbench.fresh("run", "--replications", "0", "--seed", "2")
+    out, err = first.communicate(timeout=600)
     assert first.returncode == 0, out + err
     assert second.returncode == 0, second.stderr
     assert [status for _, status in runs_of(workbench.data)] == ["finished", "finished"]
@@ -241,7 +241,7 @@ def place(folder: Path) -> dict[str, str]:
 
 
 def test_full_disk(workbench, small_disk):
-    first = workbench("simulate", FACTORY, **place(small_disk))
+    first = workbench.fresh("simulate", FACTORY, **place(small_disk))
     assert first.returncode == 0, first.stderr
     before = runs_of(small_disk)
     with open(small_disk / "filler", "wb") as filler:

@@ -17,12 +17,15 @@ BUNDLE = ROOT / "models/tile_demo"
 N = 150
 
 BATCH = """
-import sys
+import sys, time
 from dtwb.vision.batch import BatchProcessor
 from dtwb.vision.inspector import Inspector
+def hold(done, n):  # it is not done before it is killed
+    while done >= int(sys.argv[4]):
+        time.sleep(1)
 processor = BatchProcessor(Inspector.load(sys.argv[1]), batch_size=2, workers=2)
 print("ready", flush=True)
-processor.run(sys.argv[2], sys.argv[3], resume=True, formats=("csv", "pictures"), progress=lambda done, n: None)
+processor.run(sys.argv[2], sys.argv[3], resume=True, formats=("csv", "pictures"), progress=hold)
 """
 
 
@@ -39,14 +42,26 @@ def photos(tmp_path_factory):
     return folder
 
 
-def start(photos: Path, out: Path, limit: str = "") -> subprocess.Popen:
+def start(photos: Path, out: Path, limit: str = "", last: int = 100) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", limit + BATCH, str(BUNDLE), str(photos), str(out)],
+        [sys.executable, "-c", limit + BATCH, str(BUNDLE), str(photos), str(out), str(last)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert process.stdout and process.stdout.readline() == "ready\n"
     return process
+
+
+INSPECT = """
+import sys, time
+from contextlib import contextmanager
+from dtwb import cli
+@contextmanager
+def slow():  # it is not done before it is interrupted
+    yield lambda what, done, n: time.sleep(0.5 * (done >= 80))
+cli.progress = slow
+cli.main()
+"""
 
 
 def lines(out: Path) -> list[bytes]:
@@ -54,16 +69,22 @@ def lines(out: Path) -> list[bytes]:
     return journal.read_bytes().splitlines() if journal.is_file() else []
 
 
+def wait_for_lines(out: Path, n: int, process: subprocess.Popen) -> None:
+    "Until it has written so many."
+    until = time.monotonic() + 600
+    while len(lines(out)) < n:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.005)
+
+
 def test_a_killed_batch_goes_on(photos, tmp_path):
     from dtwb.vision.batch import BatchProcessor
     from dtwb.vision.inspector import Inspector
 
     process = start(photos, tmp_path)
-    until = time.monotonic() + 60
-    while len(lines(tmp_path)) < 10 and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_for_lines(tmp_path, 10, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     done = len(lines(tmp_path))
     assert 10 <= done < N
     report = BatchProcessor(Inspector.load(BUNDLE)).run(photos, tmp_path, resume=True, formats=("csv", "pictures"))
@@ -75,14 +96,12 @@ def test_a_killed_batch_goes_on(photos, tmp_path):
 
 
 def test_ctrl_c_keeps_what_there_is(photos, tmp_path):
-    command = [sys.executable, "-m", "dtwb.cli", "inspect", str(BUNDLE), str(photos), "--out", str(tmp_path / "out"),
+    command = [sys.executable, "-c", INSPECT, "inspect", str(BUNDLE), str(photos), "--out", str(tmp_path / "out"),
                "--format", "json,pictures", "--batch", "1"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    until = time.monotonic() + 60
-    while len(lines(tmp_path / "out")) < 10 and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_for_lines(tmp_path / "out", 10, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     rows = json.loads((tmp_path / "out/detections.json").read_text())
     assert process.returncode == 130 and "--resume" in err, err
     assert 10 <= len(rows) == len(lines(tmp_path / "out")) < N
@@ -90,8 +109,8 @@ def test_ctrl_c_keeps_what_there_is(photos, tmp_path):
 
 def test_a_full_disk_stops_it_and_loses_nothing(photos, tmp_path):
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-    _, err = start(photos, tmp_path, limit).communicate(timeout=60)
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (21_900, 21_900))\n"  # the 46th picture is larger
+    _, err = start(photos, tmp_path, limit, N + 1).communicate(timeout=600)
     assert "StoreError" in err and "resume=True" in err.splitlines()[-1], err
     whole = [json.loads(line) for line in lines(tmp_path)[:-1]]
     assert 0 < len(whole) < N and not list(tmp_path.glob(".*.png.*.tmp"))

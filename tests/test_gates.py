@@ -58,27 +58,10 @@ def test_readme_matches_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == readme.readme(), "run `make readme`"
 
 
-@pytest.fixture(scope="module")
-def forked():
-    "Runs a notebook in a process forked from one that has imported torch: (exit status, what it said)."
-    command = [sys.executable, str(ROOT / "tests/notebooks.py")]
-    server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin and server.stdout
-
-    def run(notebook: str) -> tuple[int, str]:
-        print(notebook, file=server.stdin, flush=True)
-        answer = json.loads(server.stdout.readline())
-        return answer["code"], answer["said"]
-
-    yield run
-    server.stdin.close()
-    server.wait(30)
-
-
 @pytest.mark.parametrize("notebook", [str(path) for path in NOTEBOOKS])
 def test_notebook_runs(forked, notebook):
-    code, said = forked(notebook)
-    assert code == 0, said
+    said = forked(notebook=notebook)
+    assert said["code"] == 0, said["out"] + said["err"]
 
 
 def test_papermill_parameters_survive_cleaning(copy):

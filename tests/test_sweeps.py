@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dtwb.core.errors import StoreError, SweepError
 from dtwb.sweeps.recorded import find_sweep
 from dtwb.sweeps.results import Sweep, SweepRun, list_sweeps, read_arrays
-from dtwb.sweeps.runner import read_template, run_id, run_sweep
+from dtwb.sweeps.runner import run_sweep
 from dtwb.sweeps.space import Space
+from dtwb.sweeps.template import read_template, run_id
 
 LOADED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 TEMPLATE = ROOT / "nbs" / "experiments" / "line_buffers.ipynb"

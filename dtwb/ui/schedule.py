@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOUR_BY', 'STATUS', 'BARS', 'BESIDE', 'BANDS', 'TIPS', 'ZOOMS', 'Groups', 'group_colors', 'plan_bars', 'done_bars',
-           'foreseen_bars', 'hatched', 'beside_bars', 'happened_bars', 'cornered', 'critical_frames', 'gantt',
-           'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'working_shares', 'SchedulePicture',
-           'SearchCurve']
+           'foreseen_bars', 'hatched', 'beside_bars', 'happened_bars', 'cornered', 'paled', 'critical_frames', 'gantt',
+           'left_margin', 'gantt_svg', 'names_in_view', 'utilisation_row', 'utilisation_legend', 'working_shares',
+           'SchedulePicture', 'SearchCurve']
 
 # %% ../../nbs/ui/40_schedule.ipynb #8f7f2d27
 import re
@@ -26,7 +26,7 @@ from ..scheduling.critical import closed_times, critical_links, setup_times
 from ..scheduling.gantt import lanes, palette
 from ..scheduling.pictures import CHANGES, STATES, changes, utilisation, utilisation_over_time
 from ..scheduling.problem import Solution, machine_of
-from .parts import BAR, timeline_svg
+from .parts import BAR, legend_html, timeline_svg
 from .shell import clock
 
 # %% ../../nbs/ui/40_schedule.ipynb #a1638565
@@ -213,6 +213,16 @@ def cornered(
     return bars.assign(**corners, y1=y + high - lane * height, y0=y + high - (lane + 1) * height)
 
 
+def paled(bars: pd.DataFrame) -> pd.DataFrame:
+    "A plan above reality in pale tints: opaque, so that a dark name on them is read in light and dark."
+    above = (bars.kind == "plan") & (bars.band == "upper")
+    return bars.assign(color=[_tint(c) if pale else c for c, pale in zip(bars.color, above)])
+
+
+def _tint(colour: str) -> str:  # half white
+    return "#" + "".join(f"{(int(colour[i : i + 2], 16) + 255) // 2:02x}" for i in (1, 3, 5))
+
+
 def _boxes(table: Any, *hooks: Callable[[Any, Any], None], **style: Any) -> Any:
     columns = ["lane", "label", "when", "detail", "color", "alpha"]
     boxes = hv.Rectangles(table[["x0", "y0", "x1", "y1", *columns]], ["x0", "y0", "x1", "y1"], columns)
@@ -267,12 +277,7 @@ def gantt(
     closed = cornered(beside.loc[beside.kind == "closed", :], machines).assign(alpha=0.22)
     others = cornered(beside.loc[beside.kind != "closed", :], machines).assign(alpha=0.9)
     main = cornered(bars, machines)
-    main = main.assign(
-        alpha=[
-            0.5 if kind == "plan" and band == "upper" and critical is None else 1.0
-            for kind, band in zip(main.kind, main.band)
-        ]
-    )
+    main = (main if critical is not None else paled(main)).assign(alpha=1.0)
     planned = main.loc[main.kind == "plan", :]
     frames, links = critical_frames(critical, planned) if critical is not None else (main.iloc[:0], main.iloc[:0])
     if critical is not None:
@@ -306,7 +311,7 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
 
         plot.state.min_border_left = left_margin(names)
         plot.state.outline_line_color = None
-        plot.state.min_border_right = 12
+        plot.state.min_border_right = 30
         for tool in plot.state.tools:
             if isinstance(tool, WheelZoomTool):
                 tool.modifiers = {"ctrl": True}
@@ -346,7 +351,7 @@ def names_in_view(
     high = bars.y1 - bars.y0 > 0.3
     wide = bars[(room > 6.5 * bars.job.str.len() + 4) & high & (bars.job != "")].head(most)
     x = (a.loc[wide.index] + b.loc[wide.index]) / 2
-    ink = ["#000000" if _light(c) or alpha < 0.8 else "#FFFFFF" for c, alpha in zip(wide.color, wide.alpha)]
+    ink = ["#000000" if _light(c) else "#FFFFFF" for c in wide.color]
     return {"x": x.tolist(), "y": ((wide.y0 + wide.y1) / 2).tolist(), "text": wide.job.tolist(), "ink": ink}
 
 
@@ -372,7 +377,7 @@ def utilisation_row(
             "x1": over.end,
             "y0": tops,
             "y1": tops + over[state],
-            "color": "#88888838" if state == "idle" else STATES[state],
+            "color": _state_color(state),
         }
         boxes.append(
             pd.DataFrame(
@@ -403,6 +408,16 @@ def utilisation_row(
     )
 
 
+def utilisation_legend(plan: Solution | Schedule, bins: int = 96) -> dict[str, str]:  # state -> colour
+    "What the colours of the utilisation row mean."
+    over = utilisation_over_time(plan, bins)
+    return {name: _state_color(name) for name in STATES if over[name].max() > 0}
+
+
+def _state_color(state: str) -> str:
+    return "#88888838" if state == "idle" else STATES[state]
+
+
 def working_shares(plan: Solution | Schedule) -> dict[str, str]:  # machine -> e.g. "  78 %"
     "How much of the time each machine works, to stand beside its name."
     shares = utilisation(plan)["working"]
@@ -422,8 +437,15 @@ class SchedulePicture:
         self.bars, self.end, self._pending = pd.DataFrame(), 1.0, False
         self.x_range.on_change("end", lambda attr, old, new: self._moved())
 
-    def draw(self, chart: Any, bars: pd.DataFrame, row: Any, end: float) -> None:
-        "Show a chart and its utilisation row; `bars` have corners and alpha."
+    def draw(
+        self,
+        chart: Any,
+        bars: pd.DataFrame,  # with corners, in the colours in which they are drawn
+        row: Any,  # utilisation
+        end: float,  # s
+        states: Mapping[str, str] | None = None,  # what the colours of the row mean
+    ) -> None:
+        "Show a chart and its utilisation row."
         self.bars, self.end = bars, end
         figures = []
         for element in (chart, row):
@@ -432,8 +454,10 @@ class SchedulePicture:
             figures.append(pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=(0, 8)))
         style = {"text_font_size": "8pt", "text_align": "center", "text_baseline": "middle", "text_color": "ink"}
         figures[0].object.text("x", "y", "text", source=self.names, **style)
+        figures[0].object.on_change("inner_width", lambda attr, old, new: self._moved())
         self.write_names()
-        self.view[:] = figures
+        legend = pn.pane.HTML(legend_html(states or {}), margin=(0, 12), sizing_mode="stretch_width")
+        self.view[:] = [figures[0], *([legend] if states else []), figures[1]]
 
     def zoom(self, span: float | None, at: float = 0.0) -> None:  # s
         "Show so much time, `at` near its left edge; None: everything."
@@ -448,7 +472,7 @@ class SchedulePicture:
 
     @property
     def width(self) -> int:  # px, of the chart, as the browser tells
-        chart: Any = getattr(self.view[0], "object", None) if len(self.view) == 2 else None
+        chart: Any = getattr(self.view[0], "object", None) if len(self.view) > 1 else None
         try:
             return chart.inner_width or 1100
         except (AttributeError, UnsetValueError):
@@ -494,6 +518,7 @@ class SearchCurve:
             orientation="horizontal", location="top_right", background_fill_alpha=0, border_line_alpha=0
         )
         chart.outline_line_color = None
+        self.legend = chart.legend[0]
         pane = pn.pane.Bokeh(chart, sizing_mode="stretch_width", margin=(0, 8))
         self.view = pn.Column(pane, sizing_mode="stretch_width", visible=False)
 
@@ -513,5 +538,6 @@ class SearchCurve:
         bounds = [b for _, _, b in trace if b is not None]
         low, high = min([best, *bounds[-1:]]), min(worst, best + 3 * max(abs(best), 1.0))
         room = 0.08 * max(high - low, 1e-6, 0.05 * abs(high))
+        self.legend.items[1].visible = bool(bounds)
         self.ranges[0].end = until
         self.ranges[1].update(start=low - room, end=high + room)

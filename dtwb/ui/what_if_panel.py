@@ -98,7 +98,7 @@ class WhatIfPanel(param.Parameterized):
         )
         self.must = pmui.Checkbox(label="must not be late", value=False, margin=(10, 4))
         self.add_button = pmui.Button(label="Add", variant="outlined", size="small", margin=(12, 8))
-        self.objective = _choice("Good at", {spoken(name): name for name in GOALS}, 180, value="weighted_tardiness")
+        self.objective = _choice("Good at", {spoken(name): name for name in GOALS}, 210, value="weighted_tardiness")
         self.steadiness = _choice("Moves", STEADINESS, 150, value=1.0)
         self.limit = _choice("Time to solve", LIMITS, 120, value=15.0)
         self.form, self.listed = pn.Column(sizing_mode="stretch_width"), pn.Column(sizing_mode="stretch_width")

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -360,7 +360,8 @@ class _Recorder:
     def close(self) -> None:
         self.flush()
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # a full disk: the row that did not fit has been complained about
+                self.file.close()
 
 # %% ../../nbs/vision/75_batch.ipynb #bb000018
 def _in_order(done: list[dict], new: list[dict], names: list[str]) -> list[dict]:
