@@ -39,6 +39,24 @@ def shows(page, state) -> None:
     )
 
 
+def drawn(page, state) -> None:
+    "Machines in the scene have the colours of a state: looked up in what the browser has, as its shader does."
+    told = page.evaluate(
+        f"""n => {{
+          const view = ({STAGE})(), now = view.scene.fog.near
+          const rows = view.scene.children[0].children.find(c => c.material?.uniforms?.told).material.uniforms.told
+          const told = rows.value.image.data
+          return [...Array(n).keys()].map(i => {{
+            let row = told[4 * i + 2]
+            for (let k = row; k < told[4 * i + 2] + told[4 * i + 3]; k++) if (told[4 * k] <= now) row = k
+            return told[4 * row + 1]
+          }})
+        }}""",
+        len(state.machines),
+    )
+    assert told == [int(STATUS_COLORS[machine.status][1:], 16) for machine in state.machines.values()]
+
+
 def moved(before: bytes, after: bytes) -> int:  # pixels
     return int((np.abs(pixels(before) - pixels(after)).max(2) > 30).sum())
 
@@ -51,6 +69,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
         if at != 3600:
             seek(page, at)
         shows(page, run.state(at))
+        drawn(page, run.state(at))
     canvas = page.locator("canvas").first
     before = still(page, canvas)
     page.keyboard.press("Space")

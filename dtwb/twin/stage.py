@@ -286,7 +286,8 @@ class Stage:
         self.camera, self.controls, self.middle = _camera(self.floor, width / height)
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
         sheet = three.PlaneBufferGeometry(width=wide, height=deep)
-        unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
+        # ipywidgets finds what a page needs to begin with through plain references, and not among uniforms
+        unseen = three.MeshBasicMaterial(visible=False, map=self.told, fog=False)
         half = (self.floor.points.min(0) + self.floor.points.max(0)) / 2 - self.middle[:2]
         self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[*half.tolist(), 0.3 * self.floor.size])
         things = [
