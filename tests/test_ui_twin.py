@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from browser import PLANT, picture, pixels, run_folder, simulate, still, until, watched
 
+from dtwb.core.schedule import STATUS_COLORS
+
 pytestmark = pytest.mark.browser
 STAGE = """() => {
   const find = v => v.ipy_view?.scene ? v.ipy_view : (v.child_views || []).map(find).find(Boolean)
