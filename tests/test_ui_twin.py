@@ -42,8 +42,8 @@ def shows(page, state) -> None:
 
 
 def drawn(page, state) -> None:
-    "Machines in the scene have the colours of a state: looked up in what the browser has, as its shader does."
-    told = page.evaluate(
+    "Wait until machines have the colours of a state: looked up in what the browser has, as its shader does."
+    found = lambda: page.evaluate(
         f"""n => {{
           const view = ({STAGE})(), now = view.scene.fog.near
           const rows = view.scene.children[0].children.find(c => c.material?.uniforms?.told).material.uniforms.told
@@ -56,7 +56,7 @@ def drawn(page, state) -> None:
         }}""",
         len(state.machines),
     )
-    assert told == [int(STATUS_COLORS[machine.status][1:], 16) for machine in state.machines.values()]
+    until(page, found, [int(STATUS_COLORS[machine.status][1:], 16) for machine in state.machines.values()].__eq__)
 
 
 def moved(before: bytes, after: bytes) -> int:  # pixels

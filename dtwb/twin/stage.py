@@ -326,7 +326,7 @@ def load(
     now = stage.reel
     if now.start <= at < now.stop and (at + ahead < now.stop or at < now.start + ahead / 2):
         return False
-    stage.reel = reel(stage.shots, max(at - ahead / 4, 0.0), stage.rooms)
+    stage.reel = reel(stage.shots, max(at - ahead / 8, 0.0), stage.rooms)
     stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts
     return True
 

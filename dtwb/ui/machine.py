@@ -198,7 +198,7 @@ _CARD = """<style>
 .dtwb-card dt, .dtwb-dim { opacity: .75; font-size: .85rem; } .dtwb-card dd { margin: 0; }
 .dtwb-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 0 2em; }
 .dtwb-columns h4 { margin-top: 0; }
-.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(94px, 1fr)); gap: 6px; }
+.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(106px, 1fr)); gap: 6px; }
 .dtwb-figures > div { border: 1px solid #8884; border-radius: 6px; padding: .25em .5em; }
 .dtwb-figures b { display: block; font-size: 1.05rem; font-weight: 600; }
 .dtwb-card button { font: inherit; font-size: .85rem; color: inherit; background: transparent; cursor: pointer;

@@ -238,7 +238,7 @@ export function render({ model, view }) {
   play.onclick = toggle
   part(".back").onclick = () => go(t - model.speed); part(".on").onclick = () => go(t + model.speed)
   part(".save").onclick = () => seek()?.save(`twin ${clock(t).replaceAll(":", "-")}.png`)
-  part(".home").onclick = () => { model.lost += 1; seek()?.home() }
+  part(".home").onclick = () => { model.track = []; model.lost += 1; seek()?.home() }
   slider.oninput = () => go(+slider.value)
   speed.onchange = () => { model.speed = +speed.value }
   live.onclick = () => { model.playing = false; model.live = !model.live; show(); run() }
@@ -337,7 +337,7 @@ class SceneView(pn.viewable.Viewer):
     def _turn(self, *_: Any) -> None:
         at, clock = min(self.clock.time, self.scene.film.end), self.clock
         if clock.ready:
-            self.scene.cue(at, 2.5 * clock.speed if clock.playing else 0.0)
+            self.scene.cue(at, 0.6 * clock.speed if clock.playing else 0.0)
         else:
             self.scene.show(at)
         self.words.object = self.scene.legend
