@@ -274,14 +274,14 @@ def _cloud(rows: np.ndarray, height: int) -> tuple[Any, Any]:  # the buffer of t
 class Stage:
     "The widgets of a scene."
 
-    def __init__(self, film: Film, width: int, height: int, smooth: bool = True):
+    def __init__(self, film: Film, width: int, height: int, smooth: bool = True, at: float = 0.0):
         three = _three()
         self.floor, self.shots = film.layout, Shots(film)
         self.rooms = rooms(self.shots)
-        self.reel = reel(self.shots, 0.0, self.rooms)
+        self.reel = reel(self.shots, at, self.rooms)
         self.told, machines = _things(self.floor, self.reel.things)
         self.parts, cloud = _cloud(self.reel.parts, height)
-        self.clock = three.Fog(near=0.0, far=-9.0)
+        self.clock = three.Fog(near=at, far=-9.0)
         self.frame = _frame(self.floor)
         self.camera, self.controls, self.middle = _camera(self.floor, width / height)
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()

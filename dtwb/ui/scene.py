@@ -126,7 +126,7 @@ class Stage {
   paint(color) {  // names as the page writes
     if (color === this.color) return
     this.color = color
-    const plain = `rgb(${color.match(/[\d.]+/g).slice(0, 3)})`
+    const plain = `rgb(${color.match(/[0-9.]+/g).slice(0, 3)})`
     for (const [name] of this.names) name.material.color.set(plain)
     this.view.tick()
   }
