@@ -84,7 +84,7 @@ def measure(folder: Path, sizes: tuple[int, ...], seconds: float) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--seconds", type=float, default=12.0, help="of playing")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of playing, at most")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs/benchmarks/ui_frames.json")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
