@@ -343,7 +343,7 @@ def set_stage(
 def retell(stage: Stage, film: Film, at: float) -> bool:  # False: it needs a new stage
     "The same plant with more events, as in a run that goes on."
     shots = Shots(film)
-    if any(needed > room for needed, room in zip(rooms(shots), stage.rooms)):
+    if 2 * (min(shots.film.most, 20_000) + shots.film.fleet) > stage.rooms[0]:  # little room for what follows
         return False
     stage.shots, stage.reel = shots, reel(shots, max(at, 0.0), stage.rooms)
     stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts
