@@ -55,7 +55,7 @@ def _serve(fd: int, setup: int, without: str = "[]"):
         if not refused and (culprit := _make_imports(cells, imports, said, left)):
             if len(left) < 5:  # once more without it
                 again = [str(fd), str(setup), json.dumps([*left, culprit])]
-                os.execv(sys.executable, [sys.executable, "-P", "-c", _START, *again])
+                os.execv(sys.executable, [sys.executable, "-c", _START, *again])
             refused = f"{_why_not()} after `{culprit}`"
         language = app.kernel.language_info
         control.send(json.dumps({"refused": refused, "without": left, "language": language}).encode())
@@ -264,7 +264,7 @@ class WarmParent:
         with theirs, setup:
             fds = theirs.fileno(), setup.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, *map(str, fds)],
+                [sys.executable, "-c", _START, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
@@ -281,7 +281,8 @@ class WarmParent:
         except NotWarm:
             self.close()
             raise
-        for statement in told["without"]:
+        self.without: list[str] = told["without"]  # imports that start threads
+        for statement in self.without:
             _log.info("`%s` starts threads: each run makes it anew", statement)
         self.language: dict[str, Any] = told["language"]
 
@@ -377,4 +378,4 @@ def close_warm_parent():
     _kept.parent, _kept.key = None, None
 
 
-_START = "import sys\nfrom dtwb.sweeps.warm import _serve\n_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
+_START = "import sys\ndel sys.path[0]\nfrom dtwb.sweeps.warm import _serve\n_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
