@@ -257,8 +257,9 @@ def told(cell):
     return re.sub(r"ipykernel_\d+/\d+|0x[0-9a-f]{8,}|[0-9a-f]{32}", "?", text)
 
 
-def test_a_warm_kernel_gives_what_plain_papermill_gives_cell_by_cell(tmp_path):
+def test_a_warm_kernel_gives_what_plain_papermill_gives_cell_by_cell(tmp_path, monkeypatch):
     "Streams, displays and their updates, figures, magics, await, widgets, tqdm, child processes, a traceback."
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel takes nothing up from file descriptors where there is one
     template = notebook(tmp_path / "everything.ipynb", *EVERYTHING)
     made = {}
     assert run_point(template, {"x": 5}, tmp_path / "warm", "warm") == "failed"

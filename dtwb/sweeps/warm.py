@@ -378,4 +378,9 @@ def close_warm_parent():
     _kept.parent, _kept.key = None, None
 
 
-_START = "import sys\ndel sys.path[0]\nfrom dtwb.sweeps.warm import _serve\n_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
+_START = """
+import sys
+del sys.path[0]
+from dtwb.sweeps.warm import _serve
+_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+"""
