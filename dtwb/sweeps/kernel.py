@@ -117,8 +117,8 @@ class _Main:
 class App(IPKernelApp):
     "A kernel's application."
 
-    def init_connection_file(self):
-        pass
+    def init_connection_file(self, **ignored):
+        "There is none."
 
     init_poller = init_heartbeat = write_connection_file = log_connection_info = init_connection_file
 

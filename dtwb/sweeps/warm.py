@@ -216,7 +216,8 @@ class Child:
     "A forked kernel, seen from the worker."
 
     def __init__(self, parent: "WarmParent", pid: int, connection: Any, pipes: list[int]):
-        self.parent, self.pid, self.connection, self.pipes = parent, pid, connection, pipes
+        self.parent, self.pid, self.pipes = parent, pid, pipes
+        self.connection: Any = connection  # None once it has been ended
         self.alive = os.pidfd_open(pid)
 
     def request(self, message: Mapping[str, Any]):
