@@ -165,7 +165,7 @@ def _become_child(app: Any, order: Mapping[str, Any], fds: list[int]) -> Any:
     threading.Thread(target=_watch, args=(sys.stdout, sys.stderr), daemon=True).start()
     return publisher.connection
 
-
+# %% ../../nbs/sweeps/07_kernel.ipynb #e6f8aede
 def _watch(*streams: Any):
     "Take up what comes through the file descriptors."
     by_pipe = {stream.pipe: stream for stream in streams}

@@ -97,7 +97,7 @@ def _serve(fd: int, setup: int, without: str = "[]"):
 
 _IDLE = 600.0  # s: a warm parent that nobody has asked for anything for so long leaves
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #663086a9
 def _start_app() -> Any:
     import ipykernel_launcher
 
@@ -138,7 +138,7 @@ _MORE = {  # once there is a module, what it imports as soon as it is used
     "dtwb.sweeps.record": "import dtwb.store.runs",
 }
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #8a4d1b71
 def _why_not() -> str:
     "Why it is not safe to fork now."
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
@@ -148,7 +148,7 @@ def _why_not() -> str:
         return "CUDA is in use"
     return ""
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #81f94faa
 def _adopt_orphans():
     import ctypes
 
@@ -211,7 +211,7 @@ def share_of_cores(threads: int) -> dict[str, str]:
 class NotWarm(Exception):
     "Why there is no warm parent for this template."
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #59f054f9
 class Child:
     "A forked kernel, seen from the worker."
 
@@ -246,7 +246,7 @@ class Child:
         self.connection = None
         return status, rest
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #ad9f879d
 class WarmParent:
     "A process that has made the imports of a template, and forks a kernel for a run."
 
@@ -349,7 +349,7 @@ class WarmParent:
         with contextlib.suppress(Exception):
             self.socket.close()
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #deff40cd
 _kept = threading.local()
 
 
