@@ -224,8 +224,8 @@ def search(
     "Look for the point of the space where the template's results are best."
     objectives = _objectives(objectives)
     space = space if isinstance(space, Space) else Space(dict(space), "random", draws=max(1, trials))
-    template, name = Path(template), name or Path(template).stem
-    notebook, folder = read_template(template), (root or settings().path("runs")) / name
+    template, name = Path(template).resolve(), name or Path(template).stem
+    notebook, folder = read_template(template), Path(root or settings().path("runs")).resolve() / name
     if not is_run_name(name):
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")
     if trials < 1:
