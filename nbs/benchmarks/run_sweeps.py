@@ -141,25 +141,26 @@ def held(process: Any) -> float:  # MB that it alone holds; 0: it has ended
 
 
 def busy(folder: Path, runs: int = 40, seconds: float = 2.0) -> list[dict]:
-    "Runs that only compute: which share of two cores their own work had."
-    import resource
+    "Runs that only compute: which share of two cores was used, and which by their own work."
+    import psutil
 
     from dtwb.sweeps.results import load_sweep
     from dtwb.sweeps.runner import run_sweep
 
-    path = template(folder / "burn.ipynb", *BURN)
+    path, me, row = template(folder / "burn.ipynb", *BURN), psutil.Process(), {"suite": "busy", "runs": runs}
+    points, before = [{"x": x, "seconds": seconds} for x in range(runs)], sum(me.cpu_times()[:4])
+
+    def look(done: int, total: int) -> None:
+        if done == total:  # those that have worked are still there, and know what their kernels took
+            family = [me, *me.children(recursive=True)]
+            row.update(wall=time.perf_counter() - begun, used=sum(sum(p.cpu_times()[:4]) for p in family) - before)
+
     begun = time.perf_counter()
-    points = [{"x": x, "seconds": seconds} for x in range(runs)]
-    found = load_sweep(run_sweep(path, points, "burn", folder, workers=2, threads=1))
-    wall = time.perf_counter() - begun
-    own = sum(run.result["cpu"] for run in found.runs)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    found = load_sweep(run_sweep(path, points, "burn", folder, workers=2, threads=1, progress=look))
     told = [json.loads((found.folder / run.id / "run.json").read_text()) for run in found.runs]
-    first, last = min(t["started"] for t in told), max(t["ended"] for t in told)
-    row = {"suite": "busy", "runs": runs, "each": seconds, "wall": wall, "own": own}
-    row |= {"used": sum(u.ru_utime + u.ru_stime for u in usage), "running": seconds_between(first, last)}
-    shares = own / 2 / wall, own / 2 / row["running"]
-    say(f"busy: own work has {shares[0]:.3f} of two cores from the call on, {shares[1]:.3f} while something runs")
+    row |= {"each": seconds, "own": sum(run.result["cpu"] for run in found.runs)}
+    row["running"] = seconds_between(min(t["started"] for t in told), max(t["ended"] for t in told))
+    say(f"busy: {row['used'] / 2 / row['wall']:.3f} of two cores, {row['own'] / 2 / row['running']:.3f} by own work")
     return [row]
 
 
