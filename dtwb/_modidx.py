@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'dtwb.cli.schedule': ('cli.html#schedule', 'dtwb/cli.py'),
                           'dtwb.cli.schedule_facts': ('cli.html#schedule_facts', 'dtwb/cli.py'),
                           'dtwb.cli.schedule_options': ('cli.html#schedule_options', 'dtwb/cli.py'),
+                          'dtwb.cli.search_facts': ('cli.html#search_facts', 'dtwb/cli.py'),
                           'dtwb.cli.search_shown': ('cli.html#search_shown', 'dtwb/cli.py'),
                           'dtwb.cli.serve': ('cli.html#serve', 'dtwb/cli.py'),
                           'dtwb.cli.simulate': ('cli.html#simulate', 'dtwb/cli.py'),
