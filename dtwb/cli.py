@@ -1326,8 +1326,9 @@ def sweep_retry(
     as_json: AsJson = False,
 ):
     "Make the runs again that failed or were cancelled, by the template as it is now."
+    from dtwb.store.database import write_json
     from dtwb.sweeps.arguments import parse_bytes
-    from dtwb.sweeps.results import load_sweep
+    from dtwb.sweeps.results import load_sweep, read_object
 
     sweep = load_sweep(name)
     limits = {"time_limit": time_limit, "memory_limit": parse_bytes(memory_limit) if memory_limit else None}
@@ -1339,11 +1340,12 @@ def sweep_retry(
         )
     if not points:
         return say_json({"sweep": name, "runs": 0}) if as_json else typer.echo(f"{name}: no run has failed")
-    about = (sweep.folder / "sweep.json").read_bytes()
     try:
         run_points(Path(template), list(points.values()), name, track, as_json, **options)
     finally:
-        (sweep.folder / "sweep.json").write_bytes(about)
+        if read_object(sweep.folder / "sweep.json") != sweep.about:  # by other code than the rest: no longer one
+            about = {key: value for key, value in sweep.about.items() if key != "code"}
+            write_json(sweep.folder / "sweep.json", about)
         forget_superseded(sweep.folder, points)
 
 

@@ -50,7 +50,7 @@ from dtwb.sweeps.study import (
     storage_of,
     take_back,
 )
-from .template import code_version, read_template, run_ids
+from .template import code_version, made_by, read_template, run_ids
 
 # %% ../../nbs/sweeps/12_search.ipynb #12000005
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _measured(plan: Plan, study: optuna.Study, trial: Trial, make_run: Callable)
                 _tell_again(trial, folder, name, place * _STRIDE)
             else:
                 with attended(study, trial, folder, name, place * _STRIDE):
-                    make_run(plan.template, whole, folder, **plan.options)
+                    make_run(plan.template, whole, folder, notebook=notebook, code=plan.code, **plan.options)
         seen.append(_values(plan, folder))
         if name and plan.space.seeds:
             so_far = sum(values[0] for values in seen) / len(seen)
@@ -294,8 +294,8 @@ def _write_about(plan: Plan, storage: str | None) -> None:
     about |= {
         "runs": runs,
         "axes": {name: [] for name in names},
-        "path": str(plan.template.resolve()),
-        "code": plan.code,
+        "path": str(plan.template),
+        "code": made_by(read_template(plan.template), plan.code),
     }
     shared = storage if storage and "@" not in storage else None  # no password in a file
     kept = {"objectives": plan.objectives, "trials": plan.trials, "sampler": plan.sampler, "seed": plan.seed}
