@@ -31,7 +31,7 @@ from ..core.errors import SweepError
 from ..core.settings import settings
 from ..store.database import _parse, _refusal, process_mark
 from .space import Choice, Range, Space, _listed
-from .template import read_template, run_id
+from .template import made_by, read_template
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -102,7 +102,7 @@ class Plan:
         "What must stay as it is when the search goes on."
         space = {name: repr(values) for name, values in self.space.axes.items()}
         conditions = sorted(self.space.only)
-        template = run_id(read_template(self.template), {}, self.code)
+        template = made_by(read_template(self.template), self.code)
         about = {"template": template, "objectives": self.objectives, "space": space, "only": conditions}
         return about | {"seeds": list(self.space.seeds)}
 
