@@ -491,6 +491,18 @@ def test_so_it_is_with_everything_that_a_problem_may_hold(problem, data):
         assert explain_change(left, plan, found).common == len(planned(left, plan.schedule))
 
 
+def until_better(left, schedule):
+    "A new plan that is better than the one that is there at once, however busy the machine is."
+    first, told = [], []
+    more = {"callback": lambda _, value, bound: told.append(value), "at_once": first.append}
+    found = replan(
+        left, schedule, time_limit=300, stop=lambda: min(told, default=math.inf) < first[0].objective, **more
+    )
+    verify(left, first[0])
+    assert found.objective < first[0].objective
+    return found
+
+
 def test_each_change_does_what_it_says():
     problem = shop(
         job("1", step("a", (0, 5), (1, 4)), step("b", (1, 3), materials=((0, 1.0),)), started=False),
@@ -531,7 +543,7 @@ def test_the_reasons_are_told():
     assert told["2", "a"].reason == "pushed" and "a of 1 on A" in told["2", "a"].why
     assert told["1", "b"].reason == "job" and told["1", "b"].shift == 3
     rush = apply_change(plant, UrgentOrder(job("rush", step("a", (0, 2)), due=2, weight=100.0)))
-    quick_one = replan(rush, plan.schedule, "weighted_tardiness", time_limit=1000)
+    quick_one = until_better(rush, plan.schedule)
     why = explain_change(rush, plan, quick_one)
     assert any(move.reason == "urgent" and "rush" in move.why for move in why.moves)
     assert "new" in str(why) and len(why.table) == len(why.moves)
@@ -546,13 +558,7 @@ def test_five_hundred_operations_have_a_plan_at_once():
     plan = best_rule(big, "weighted_tardiness")
     left = apply_change(remaining(big, plan, 100), Breakdown("m3", 60))
     assert len(left.operations) > 500
-    first, told = [], []
-    more = {"callback": lambda _, value, bound: told.append(value), "at_once": first.append}
-    better = lambda: bool(told) and min(told) < first[0].objective
-    found = replan(left, plan.schedule, time_limit=1000, stop=better, **more)
-    verify(left, first[0])
-    verify(left, found)
-    assert found.objective < first[0].objective
+    verify(left, until_better(left, plan.schedule))
 
 
 def test_strategies_and_errors():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import StoreError, SweepError
-from ..core.parallel import reporter, available_cores, pmap
+from ..core.parallel import available_cores, pmap, reporter
 from ..core.settings import settings
 from ..store.database import finish_folder, versions, write_json
 from .template import code_version, made_by, read_template, run_ids

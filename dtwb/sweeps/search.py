@@ -38,6 +38,7 @@ from .runner import _has_finished, run_point
 from .space import Space, check_space
 from dtwb.sweeps.study import (
     _BEAT,
+    SAMPLERS,
     Plan,
     _storage_of,
     alone,
@@ -229,9 +230,11 @@ def search(
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")
     if trials < 1:
         raise SweepError(f"{trials} trials", f"search {name!r}", "at least 1")
+    sampler = sampler or ("tpe" if len(objectives) == 1 else "nsga2")
+    if sampler not in SAMPLERS:
+        raise SweepError(f"there is no sampler {sampler!r}", f"search {name!r}", f"samplers: {', '.join(SAMPLERS)}")
     check_space(space, template)
     folder.mkdir(parents=True, exist_ok=True)
-    sampler = sampler or ("tpe" if len(objectives) == 1 else "nsga2")
     options = {"threads": max(1, available_cores() // (workers or available_cores()))} | options
     judge = optuna.pruners.MedianPruner() if pruner is True else pruner or None
     url, code = storage_of(folder, storage), code_version(notebook)
@@ -332,7 +335,9 @@ class Search:
         numbers = {trial.number for trial in self.study.best_trials}
         table = self.to_dataframe()
         kept = table.loc[[number in numbers for number in table.trial]]
-        return kept.sort_values(next(iter(self.objectives)), ignore_index=True)
+        of = [n for n in kept.columns if n not in ("trial", "how", "runs", "seconds", "error")]
+        once = kept.loc[~kept[of].astype(str).duplicated()]
+        return once.sort_values(next(iter(self.objectives)), ignore_index=True)
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         values = trial.values if trial.state == TrialState.COMPLETE else [math.nan] * len(self.objectives)

@@ -113,16 +113,26 @@ def _frame(floor: Layout) -> Any:
     return frame
 
 # %% ../../nbs/twin/52_stage.ipynb #d98c7885
-def _camera(floor: Layout, aspect: float) -> tuple[Any, Any]:  # and its controls: drag, wheel
+def _camera(floor: Layout, aspect: float) -> tuple[Any, Any, np.ndarray]:  # its controls: drag, wheel; looked-at point
+    "As near as the whole plant allows: the closest eye from which each corner is within the picture."
     three = _three()
-    wide, deep = (floor.points.max(0) - floor.points.min(0)).tolist()
-    span = max(1.25 * (wide + 2 * floor.size) / aspect, 1.3 * deep, 6 * floor.size)
-    at = [0.0, -0.62 * span, 0.86 * span]
+    half = np.tan(np.radians(45 / 2)) / 1.06 * np.array([aspect, 1.0])  # with a margin
+    low, high = floor.points.min(0) - 0.8 * floor.size, floor.points.max(0) + 0.8 * floor.size
+    corners = np.array([(x, y, z) for x, y in product(*zip(low, high)) for z in (0.0, 1.4 * floor.size)])
+    axes = Rotation.from_quat(_looking(_VIEW)).as_matrix()  # right, up and back, as columns
+    sideways, back = corners @ axes[:, :2], corners @ axes[:, 2:]
+    ahead, behind = (sideways + half * back).max(0), (sideways - half * back).min(0)
+    eye = axes @ np.r_[(ahead + behind) / 2, max(((ahead - behind) / 2 / half).max(), 3 * floor.size)]
+    middle = eye - _VIEW * eye[2] / _VIEW[2]
+    away = float(np.linalg.norm(eye - middle))
     camera = three.PerspectiveCamera(
-        position=at, up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * span
+        position=(eye - middle).tolist(), up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * away
     )
-    camera.quaternion = _looking(np.array(at))
-    return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5)
+    camera.quaternion = _looking(_VIEW)
+    return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5), middle
+
+
+_VIEW = np.array([0.0, -0.585, 0.811])  # to where the eye is
 
 
 def _looking(eye: np.ndarray) -> tuple[float, ...]:
@@ -196,7 +206,7 @@ void main() {
 
 def _material(vertex: str, fragment: str, **uniforms: Any) -> Any:
     named: dict[str, Any] = {"fogNear": 0.0, "fogFar": 0.0, "fogColor": "#ffffff"} | uniforms
-    values = {name: {"value": value} for name, value in named.items()}
+    values = {name: {"value": value} for name, value in named.items()}  # pythreejs gives a texture the last name
     return _three().ShaderMaterial(vertexShader=vertex, fragmentShader=fragment, fog=True, uniforms=values)
 
 
@@ -247,7 +257,7 @@ def _things(floor: Layout, told: np.ndarray) -> tuple[Any, Any]:  # the picture 
     geometry = three.BufferGeometry(
         attributes={"position": attribute(at), "look": attribute(look)}, index=attribute(faces)
     )
-    material = _material(_THINGS, _PLAIN, told=rows, deep=float(len(told)))
+    material = _material(_THINGS, _PLAIN, deep=float(len(told)), told=rows)
     return rows, three.Mesh(geometry=geometry, material=material, frustumCulled=False)
 
 
@@ -262,7 +272,7 @@ def _cloud(rows: np.ndarray, height: int) -> tuple[Any, Any]:  # the buffer of t
 class Stage:
     "The widgets of a scene."
 
-    def __init__(self, film: Film, width: int, height: int):
+    def __init__(self, film: Film, width: int, height: int, smooth: bool = True):
         three = _three()
         self.floor, self.shots = film.layout, Shots(film)
         self.rooms = rooms(self.shots)
@@ -271,16 +281,15 @@ class Stage:
         self.parts, cloud = _cloud(self.reel.parts, height)
         self.clock = three.Fog(near=0.0, far=-9.0)
         self.frame = _frame(self.floor)
-        middle = (self.floor.points.min(0) + self.floor.points.max(0)) / 2
-        self.middle = np.array([*middle.tolist(), 0.0])
+        self.camera, self.controls, self.middle = _camera(self.floor, width / height)
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
         sheet = three.PlaneBufferGeometry(width=wide, height=deep)
         unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
-        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size])
+        half = (self.floor.points.min(0) + self.floor.points.max(0)) / 2 - self.middle[:2]
+        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[*half.tolist(), 0.3 * self.floor.size])
         things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
-        self.camera, self.controls = _camera(self.floor, width / height)
         self.start = tuple(self.camera.position)
         self.picker = three.Picker(controlling=self.sheet, event="click")
         self.renderer = three.Renderer(
@@ -289,7 +298,7 @@ class Stage:
             controls=[self.controls, self.picker],
             width=width,
             height=height,
-            antialias=True,
+            antialias=smooth,
             alpha=True,
             clearOpacity=0,
         )

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DtwbError, ImageError, StoreError
-from ..core.parallel import _reporter, available_cores
+from ..core.parallel import available_cores, reporter
 from ..store.database import Store, write_json
 from .inspector import Detection
 from .photos import read_image
@@ -421,7 +421,7 @@ def run_batch(
     recorder, status, error = _Recorder(out, store, run_id, before), "finished", None
     try:
         stream = processor.stream(todo(), threshold=threshold, keep=keep, stop=stop)
-        with _reporter(progress, frames.total or 0) as report, closing(stream) as results:
+        with reporter(progress, frames.total or 0) as report, closing(stream) as results:
             for seen in results:
                 row = _row(seen)
                 recorder(row)
