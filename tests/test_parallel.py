@@ -9,12 +9,15 @@ import textwrap
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from distributed import Client
 
 from dtwb.core.errors import SettingsError
 from dtwb.core.parallel import ItemError, Stopped, pmap
+from dtwb.sweeps.results import Sweep
+from dtwb.sweeps.runner import run_sweep
 
 PYTHON = sys.executable
 
@@ -222,6 +225,32 @@ def test_dask_killed_worker_is_retried(cluster, tmp_path):
 
     assert pmap(die_once, range(6), executor="dask", scheduler=cluster, retries=1) == list(range(6))
     assert (tmp_path / "died").exists()
+
+
+def test_dask_sweep_ends_complete_though_a_worker_is_killed(cluster, tmp_path):
+    """Run 2 kills the worker that makes it, the first time: it is made once more, all others once."""
+    v4 = nbformat.v4
+    code = """
+import os, pathlib, signal
+import psutil
+tried = pathlib.Path(place, f"tried-{x}")
+with tried.open("a") as file: file.write("x")
+if x == 2 and tried.stat().st_size == 1:
+    parent = psutil.Process().parent()
+    os.kill(parent.ppid(), signal.SIGKILL)  # the warm parent's own: the dask worker
+    parent.wait(60)
+pathlib.Path(os.environ["DTWB_RECORD"], "result.json").write_text(f'{{"y": {x * 2}}}')
+"""
+    parameters = v4.new_code_cell("x = 0\nplace = ''", metadata={"tags": ["parameters"]})
+    nbformat.write(v4.new_notebook(cells=[parameters, v4.new_code_cell(code)]), tmp_path / "t.ipynb")
+    points = [{"x": x, "place": str(tmp_path)} for x in range(6)]
+    folder = run_sweep(tmp_path / "t.ipynb", points, "spread", tmp_path, executor="dask", scheduler=cluster)
+    runs = Sweep.load(folder).runs
+    assert sorted((run.parameters["x"], run.how, run.result["y"]) for run in runs) == [
+        (x, "finished", 2 * x) for x in range(6)
+    ]
+    assert [(tmp_path / f"tried-{x}").stat().st_size for x in range(6)] == [1, 1, 2, 1, 1, 1]
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_dask_own_cluster(tmp_path):

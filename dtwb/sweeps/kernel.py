@@ -117,8 +117,8 @@ class _Main:
 class App(IPKernelApp):
     "A kernel's application."
 
-    def init_connection_file(self):
-        pass
+    def init_connection_file(self, **ignored):
+        "There is none."
 
     init_poller = init_heartbeat = write_connection_file = log_connection_info = init_connection_file
 
@@ -165,7 +165,7 @@ def _become_child(app: Any, order: Mapping[str, Any], fds: list[int]) -> Any:
     threading.Thread(target=_watch, args=(sys.stdout, sys.stderr), daemon=True).start()
     return publisher.connection
 
-
+# %% ../../nbs/sweeps/07_kernel.ipynb #e6f8aede
 def _watch(*streams: Any):
     "Take up what comes through the file descriptors."
     by_pipe = {stream.pipe: stream for stream in streams}

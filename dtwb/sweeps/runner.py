@@ -250,6 +250,8 @@ class _Make:
 
     def __call__(self, item: tuple[str, dict[str, Any]]) -> str:
         name, point = item
+        if _has_finished(self.folder / name):  # dask asks again for what a worker has taken with it
+            return "finished"
         limits = {"time_limit": self.time_limit, "memory_limit": self.memory_limit}
         rest = {"threads": self.threads, "retries": self.retries, "notebook": self.notebook, "code": self.code}
         return run_point(self.template, point, self.folder / name, self.kernel, **limits, **rest)

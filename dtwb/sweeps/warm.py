@@ -55,7 +55,7 @@ def _serve(fd: int, setup: int, without: str = "[]"):
         if not refused and (culprit := _make_imports(cells, imports, said, left)):
             if len(left) < 5:  # once more without it
                 again = [str(fd), str(setup), json.dumps([*left, culprit])]
-                os.execv(sys.executable, [sys.executable, "-P", "-c", _START, *again])
+                os.execv(sys.executable, [sys.executable, "-c", _START, *again])
             refused = f"{_why_not()} after `{culprit}`"
         language = app.kernel.language_info
         control.send(json.dumps({"refused": refused, "without": left, "language": language}).encode())
@@ -97,7 +97,7 @@ def _serve(fd: int, setup: int, without: str = "[]"):
 
 _IDLE = 600.0  # s: a warm parent that nobody has asked for anything for so long leaves
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #663086a9
 def _start_app() -> Any:
     import ipykernel_launcher
 
@@ -138,7 +138,7 @@ _MORE = {  # once there is a module, what it imports as soon as it is used
     "dtwb.sweeps.record": "import dtwb.store.runs",
 }
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #8a4d1b71
 def _why_not() -> str:
     "Why it is not safe to fork now."
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
@@ -148,7 +148,7 @@ def _why_not() -> str:
         return "CUDA is in use"
     return ""
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #81f94faa
 def _adopt_orphans():
     import ctypes
 
@@ -211,12 +211,13 @@ def share_of_cores(threads: int) -> dict[str, str]:
 class NotWarm(Exception):
     "Why there is no warm parent for this template."
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #59f054f9
 class Child:
     "A forked kernel, seen from the worker."
 
     def __init__(self, parent: "WarmParent", pid: int, connection: Any, pipes: list[int]):
-        self.parent, self.pid, self.connection, self.pipes = parent, pid, connection, pipes
+        self.parent, self.pid, self.pipes = parent, pid, pipes
+        self.connection: Any = connection  # None once it has been ended
         self.alive = os.pidfd_open(pid)
 
     def request(self, message: Mapping[str, Any]):
@@ -245,7 +246,7 @@ class Child:
         self.connection = None
         return status, rest
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #ad9f879d
 class WarmParent:
     "A process that has made the imports of a template, and forks a kernel for a run."
 
@@ -264,7 +265,7 @@ class WarmParent:
         with theirs, setup:
             fds = theirs.fileno(), setup.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, *map(str, fds)],
+                [sys.executable, "-c", _START, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
@@ -281,7 +282,8 @@ class WarmParent:
         except NotWarm:
             self.close()
             raise
-        for statement in told["without"]:
+        self.without: list[str] = told["without"]  # imports that start threads
+        for statement in self.without:
             _log.info("`%s` starts threads: each run makes it anew", statement)
         self.language: dict[str, Any] = told["language"]
 
@@ -347,7 +349,7 @@ class WarmParent:
         with contextlib.suppress(Exception):
             self.socket.close()
 
-
+# %% ../../nbs/sweeps/06_warm.ipynb #deff40cd
 _kept = threading.local()
 
 
@@ -377,4 +379,9 @@ def close_warm_parent():
     _kept.parent, _kept.key = None, None
 
 
-_START = "import sys\nfrom dtwb.sweeps.warm import _serve\n_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
+_START = """
+import sys
+del sys.path[0]
+from dtwb.sweeps.warm import _serve
+_serve(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+"""
