@@ -22,7 +22,7 @@ from panel.io.session import generate_session
 from panel.io.state import set_curdoc, state
 from tornado.web import RequestHandler
 
-from .memory import forget, settle
+from .memory import forget
 from .shell import error_panel
 
 # %% ../../nbs/ui/08_health.ipynb #75b0b48b

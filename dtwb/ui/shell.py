@@ -229,8 +229,14 @@ def in_turn(
     def step() -> None:
         if waiting:
             _caught(waiting.pop(0))()
-        if waiting:
-            pn.state.execute(step, schedule=True) if _served() else step()
+        if not waiting:
+            return
+        if not _served():
+            step()
+        elif pn.state.loaded:
+            pn.state.execute(step, schedule=True)
+        else:  # what is not there when the page is sent comes once it is there
+            pn.state.onload(lambda: pn.state.execute(step, schedule=True))
 
     step()
     return waiting.clear

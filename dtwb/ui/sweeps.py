@@ -485,6 +485,8 @@ def _build() -> tuple[list, list]:
     pn.extension("tabulator")
     app = Sweeps()
     sync(app, {"sweep": "sweep", "result": "result", "ask": "ask", "run": "run"})
+    if pn.state.curdoc:
+        app.refresh()
     every(app.refresh, 10_000)
     return [app.badge], [app.page]
 
