@@ -283,7 +283,7 @@ def run_folder(
 
 # %% ../../nbs/store/20_runs.ipynb #eed09a83
 def _new_record(run_id: str, what: str, name: str, parameters: Any, seed: int | None) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     record = {"id": run_id, "what": what, "name": name, "parameters": dict(parameters or {}), "seed": seed}
     return record | {"versions": versions(), "started": now, "ended": None, "how": "running", "error": None}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPLICATIONS', 'SIZE', 'KINDS', 'averaged', 'styled', 'slices', 'picture', 'heat_map', 'parallel', 'scatter',
-           'tradeoff']
+           'tradeoff', 'plot_sweep']
 
 # %% ../../nbs/sweeps/25_pictures.ipynb #25a90003
 import io
@@ -18,7 +18,6 @@ import holoviews.plotting.mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-from fastcore.basics import patch
 
 from ..core.errors import SweepError
 from ..core.schedule import OKABE_ITO
@@ -204,14 +203,14 @@ def parallel(
     if frame.empty:
         raise SweepError(f"no run has {result!r}", "parallel coordinates", "choose another result")
     axes = [*columns, result]
-    heights = pd.DataFrame({name: _height(frame.loc[:, name]) for name in axes})
+    heights = pd.DataFrame({name: _height(frame.loc[:, name], name == result) for name in axes})
     kept = frame.run.isin(list(chosen)) if chosen is not None else pd.Series(True, frame.index)
     rules = hv.Path([_axis(i) for i in range(len(axes))])
     parts = [styled(rules, {"color": "#888888", "line_width": 1}, {"color": "#888888", "linewidth": 1})]
     for mask, strong in ((~kept, False), (kept, True)):
         if mask.any():
             parts.append(_run_lines(frame.loc[mask, :], heights.loc[mask, :], axes, result, strong, frame[result]))
-    parts += [_ends(frame.loc[:, name], i) for i, name in enumerate(axes)]
+    parts += [_ends(frame.loc[:, name], i, name == result) for i, name in enumerate(axes)]
     options = {"xticks": list(enumerate(axes)), "xlabel": "", "yaxis": None, "show_legend": False}
     options |= {"ylim": (-0.12, 1.12), "xlim": (-0.35, len(axes) - 0.45)}
     return styled(
@@ -219,12 +218,23 @@ def parallel(
     )
 
 
-def _height(column: Any) -> np.ndarray:  # 0..1
-    if _is_number(column) and column.dtype != bool:
+_FEW = 8  # values of a parameter that are each named at its axis
+
+
+def _metric(column: Any, is_result: bool) -> bool:
+    "Whether heights are as far apart as numbers are: a few values of a parameter stand evenly, to be named each."
+    return _is_number(column) and column.dtype != bool and (is_result or column.nunique() > _FEW)
+
+
+def _height(column: Any, is_result: bool) -> np.ndarray:  # 0..1
+    if _metric(column, is_result):
         span = column.max() - column.min()
-        return ((column - column.min()) / span if span else column * 0 + 0.5).fillna(-0.08).to_numpy(float)
-    values = sorted(column.astype(str).unique())
-    return column.astype(str).map({v: i / max(1, len(values) - 1) for i, v in enumerate(values)}).to_numpy(float)
+        heights = (column - column.min()) / span if span else column * 0 + 0.5
+    else:
+        column = column if _is_number(column) else column.astype(str)
+        values = sorted(column.dropna().unique())
+        heights = column.map({v: i / (len(values) - 1) if len(values) > 1 else 0.5 for i, v in enumerate(values)})
+    return heights.astype(float).fillna(-0.08).to_numpy()
 
 
 def _axis(i: int) -> list[tuple[float, float]]:
@@ -256,12 +266,12 @@ def _on_a_chip(plot: Any, element: Any) -> None:
     plot.handles["glyph"].update(background_fill_color="#ffffff", background_fill_alpha=0.8, border_radius=3, padding=2)
 
 
-def _ends(column: Any, i: int) -> Any:
+def _ends(column: Any, i: int, is_result: bool) -> Any:
     "The values at an axis: all of a few, else the ends."
-    if _is_number(column) and column.dtype != bool and column.nunique() > 8:
+    if _metric(column, is_result):
         marks = [(0.0, column.min()), (1.0, column.max())]
     else:
-        marks = list(dict(zip(_height(column), column)).items())
+        marks = list(dict(zip(_height(column, is_result), column)).items())
     rows = [(i - 0.03, y, f"{v:.4g}" if isinstance(v, float) else str(v)[:18]) for y, v in marks]
     small = {"text_align": "right", "text_font_size": "8pt", "text_color": "#222222", "hooks": [_on_a_chip]}
     return styled(
@@ -330,9 +340,8 @@ def _crosses(part: Any, along: str, name: str, color: str) -> list[Any]:
 KINDS = "curves", "heat", "tradeoff", "parallel", "points"
 
 
-@patch
-def plot(
-    self: Sweep,
+def plot_sweep(
+    sweep: Sweep,
     result: str | Sequence[str],  # what is shown
     kind: str | None = None,  # one of KINDS; None: curves or points, as it fits
     x: str | None = None,  # a parameter
@@ -345,15 +354,15 @@ def plot(
     "A picture of a result."
     wanted, arrays = [result] if isinstance(result, str) else list(result), False
     if kind == "parallel":
-        return parallel(self.to_dataframe(), list(self.swept), wanted[0])
-    if missing := [name for name in wanted if name not in self.measured]:
+        return parallel(sweep.to_dataframe(), list(sweep.swept), wanted[0])
+    if missing := [name for name in wanted if name not in sweep.measured]:
         arrays = missing
-    data = self.results(arrays=arrays, by_run=True if kind == "points" else None)
+    data = sweep.results(arrays=arrays, by_run=True if kind == "points" else None)
     kind = kind or ("points" if "run" in data.dims else "curves")
     own = [str(dim) for dim in data.get(wanted[0], data.how).dims if dim not in data.how.dims]
-    free = own + [name for name in self.swept if name not in REPLICATIONS] or list(self.swept)
+    free = own + [name for name in sweep.swept if name not in REPLICATIONS] or list(sweep.swept)
     x = x or next((name for name in free if name != lines), None)
-    _check_names(self, data, kind, [name for name in (*wanted, x or "a parameter", lines, against) if name])
+    _check_names(sweep, data, kind, [name for name in (*wanted, x or "a parameter", lines, against) if name])
     assert x
     rest = [name for name in free if name not in (x, *(at or {}))]
     if kind == "points":

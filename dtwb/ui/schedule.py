@@ -311,7 +311,7 @@ def _on_time_axis(layers: list[Any], machines: Sequence[str], notes: Mapping[str
 
         plot.state.min_border_left = left_margin(names)
         plot.state.outline_line_color = None
-        plot.state.min_border_right = 12
+        plot.state.min_border_right = 30
         for tool in plot.state.tools:
             if isinstance(tool, WheelZoomTool):
                 tool.modifiers = {"ctrl": True}
@@ -518,6 +518,7 @@ class SearchCurve:
             orientation="horizontal", location="top_right", background_fill_alpha=0, border_line_alpha=0
         )
         chart.outline_line_color = None
+        self.legend = chart.legend[0]
         pane = pn.pane.Bokeh(chart, sizing_mode="stretch_width", margin=(0, 8))
         self.view = pn.Column(pane, sizing_mode="stretch_width", visible=False)
 
@@ -537,5 +538,6 @@ class SearchCurve:
         bounds = [b for _, _, b in trace if b is not None]
         low, high = min([best, *bounds[-1:]]), min(worst, best + 3 * max(abs(best), 1.0))
         room = 0.08 * max(high - low, 1e-6, 0.05 * abs(high))
+        self.legend.items[1].visible = bool(bounds)
         self.ranges[0].end = until
         self.ranges[1].update(start=low - room, end=high + room)

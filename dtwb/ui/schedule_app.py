@@ -232,7 +232,7 @@ class Schedules(RunApp):
         self.judge_button = _button("Judge by the twin", variant="outlined")
         self.first, self.second = (
             _select(name, 210, options={spoken(g): g for g in GOALS}, value=g)
-            for name, g in (("One", "weighted_tardiness"), ("The other", "makespan"))
+            for name, g in (("One", "weighted_tardiness"), ("The other", "setup_time"))
         )
         self.front_button = _button("Find plans between them", variant="outlined")
         self.pick = _select("Take this plan", None, options=["none"], visible=False)
@@ -419,20 +419,21 @@ def _draw_chart(self: Schedules) -> None:
     try:
         new = answer.solution if answer else None
         bars, beside, colors = chart_of(view, situation, self.by, self.critical.value, self.actual.value, new)
-        machines = [m for m in view.machines if m in {*bars.lane, *beside.lane}] or view.machines
         plan = new or situation.base
         critical = plan if self.critical.value and plan else None
-        was = moved_frames(answer) if new and self.by == "change" else None
-        was = was.assign(band="upper") if was is not None and "upper" in set(bars.band) else was
+        was = moved_frames(answer) if new and self.by == "change" else pd.DataFrame(columns=BARS)
+        was = was.assign(band="upper") if "upper" in set(bars.band) else was
+        machines = [m for m in view.machines if m in {*bars.lane, *beside.lane, *was.lane}] or view.machines
         notes = working_shares(plan) if plan else {}
         placed = cornered(bars, machines)
         drawn = placed if critical else paled(placed)
         chart = gantt(placed, machines, beside, critical, situation.now, was, notes)
         row = utilisation_row(plan or situation.plan, machines, [f"{m}{notes.get(m, '')}" for m in machines])
-        end = max([view.time, *bars.end]) if len(bars) else view.time
+        end = max([view.time, *bars.end, *was.end])
         self.picture.draw(chart, drawn, row, end, utilisation_legend(plan or situation.plan))
         legend = colors if len(colors) <= 24 else {}
         kinds = {kind: hatched(kind) for kind in BESIDE if kind in set(beside.kind)}
+        kinds |= {"before": "transparent"} if len(was) else {}
         self.bodies["legend"][:] = [pn.pane.HTML(parts.legend_html(legend | kinds), margin=(2, 12))]
         if self.zoom.value == "All":
             self.picture.zoom(None)
@@ -565,7 +566,8 @@ def _difference(found: Answer) -> Any:
     figures = pn.Column(pn.pane.HTML(head + figures_html(found.figures), margin=(4, 10)), styles={"flex": "1 1 380px"})
     table = moved_operations(found).drop(columns="seconds")
     look: dict[str, Any] = {"sizing_mode": "stretch_width", "min_width": 300, "margin": (4, 10), "text_align": "left"}
-    pages = {"pagination": "remote", "page_size": 8, "layout": "fit_data_stretch"}
+    pages: dict[str, Any] = {"pagination": "remote", "page_size": 8, "layout": "fit_data_stretch"}
+    pages["formatters"] = {"why": {"type": "textarea"}}  # in as many lines as it takes
     grid = pn.widgets.Tabulator(table, show_index=False, disabled=True, **pages, **look)
     return pn.FlexBox(
         figures, pn.Column(grid, styles={"flex": "2 1 520px"}, min_width=300), sizing_mode="stretch_width"
@@ -702,6 +704,8 @@ def _take_front(self: Schedules, case: Case, found: Front, chosen: int | None = 
         self.bodies["front"][:] = [pn.pane.HTML(f"One plan is the best in both: {escape(labels[0])}.", margin=(6, 10))]
     else:
         figure: Any = hv.render(plot_pareto(table, *found.objectives, chosen=chosen, height=260), backend="bokeh")
+        for axis, name, unit in zip((figure.xaxis, figure.yaxis), found.objectives, units):
+            axis.axis_label = f"{spoken(name)}, {unit}"
         _when_tapped(figure, table, lambda number: self.pick.param.update(value=number))
         self.bodies["front"][:] = [pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=(0, 8))]
     self._set_may()

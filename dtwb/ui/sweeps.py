@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from ..core.errors import SweepError
 from ..sweeps.pictures import REPLICATIONS, averaged, heat_map, parallel, picture, scatter, slices
-from ..sweeps.recorded import all_sweeps
+from ..sweeps.recorded import all_sweeps, find_sweep
 from ..sweeps.results import Sweep, SweepRun
 from .parts import figure, tiles_html
 from .run_notebook import ROUTE
@@ -51,11 +51,9 @@ def _read(folder: Path, mark: tuple) -> Sweep:
 
 def read_sweep(name: str) -> Sweep:  # SweepError if there is none
     "A sweep, read afresh only if something is new in its folder."
-    folders = all_sweeps()
-    if name not in folders:
-        raise SweepError("there is no such sweep", name[:64], f"there are: {', '.join(folders)}")
-    changed = [path.stat().st_mtime_ns for path in (folders[name], folders[name] / "sweep.json") if path.exists()]
-    return _read(folders[name], tuple(changed))
+    folder = find_sweep(name)
+    changed = [path.stat().st_mtime_ns for path in (folder, folder / "sweep.json") if path.exists()]
+    return _read(folder, tuple(changed))
 
 
 _SMALL = (
@@ -133,7 +131,8 @@ def failures_html(
 
 
 def _words(run: SweepRun, sweep: Sweep) -> str:
-    return ", ".join(f"{name} {run.parameters.get(name)}" for name in sweep.swept) or run.id
+    said = {name: run.parameters.get(name) for name in sweep.swept}
+    return ", ".join(f"{n} {f'{v:g}' if isinstance(v, float) else v}" for n, v in said.items()) or run.id
 
 # %% ../../nbs/ui/50_sweeps.ipynb #2618378a
 _MEAN = "mean"
@@ -171,7 +170,8 @@ class Sweeps(param.Parameterized):
             options=["largest", "smallest"], value="largest", size="small", margin=(14, 8)
         )
         self.x, self.y = _select("Along", 150, options=[]), _select("Lines and rows", 150, options=[])
-        self.held: Any = wrapping()  # a picker for each parameter that is not shown
+        self.held: list[Any] = []  # a picker for each parameter that is not shown
+        self.axes: Any = wrapping(self.x, self.y)  # and those
         self.asked = pmui.TextInput(label="Filter: words, or places>=4", width=340, size="small", margin=(6, 4))
         self.badge = pn.pane.HTML("", margin=(8, 12), align="center")
         self.bodies = {name: pn.Column(sizing_mode="stretch_width") for name in _BODIES}
@@ -282,7 +282,7 @@ def _hold(self: Sweeps) -> None:
     "A picker for each parameter that the pictures do not show: held at the best run's value, seeds averaged."
     shown, best = {self.x.value, self.y.value}, self.data.best(self.result, self.best.value == "largest")
     before = {widget.name: widget.value for widget in self.held}
-    self.held[:] = []
+    self.held = []
     for name, values in self.data.swept.items():
         if name not in shown and len(values) <= 200:
             options = {f"mean of {len(values)}": _MEAN} | {str(value): value for value in values}
@@ -291,6 +291,7 @@ def _hold(self: Sweeps) -> None:
             widget = _select(name, 130, options=options, value=value if value in options.values() else _MEAN, name=name)
             widget.param.watch(lambda _: self._draw_pictures(), "value")
             self.held.append(widget)
+    self.axes[2:] = self.held
 
 
 @patch
@@ -447,7 +448,7 @@ def _sections(self: Sweeps) -> list:
         section("Key figures", b["strip"], tools=(self.results, self.best)),
         section(
             "Slices and heat map",
-            wrapping(self.x, self.y, self.held),
+            self.axes,
             pictures,
             tools=(files("slices", self._slices, over(self.x.value, self.y.value)),),
             note="means with their 95 % interval over what is averaged",
