@@ -116,5 +116,8 @@ class EarlyHandler(DocHandler):
 def use_early_pages() -> None:
     "Let the server send pages so."
     from panel.io.server import per_app_patterns
+    from panel_material_ui.base import MaterialComponent
 
     per_app_patterns[:] = [(path, EarlyHandler if issubclass(h, DocHandler) else h) for path, h in per_app_patterns]
+    no_map: Any = classmethod(lambda cls: {})  # each widget brings one, a third of the page; their bundle needs none
+    MaterialComponent._process_importmap = no_map
