@@ -69,6 +69,7 @@ class EarlyHandler(DocHandler):
 
     heads: dict[tuple, str | None] = {}  # None: it is not always the same
     begun = ""  # what the browser has
+    session: Any = None
 
     @property
     def kind(self) -> tuple:
@@ -84,7 +85,8 @@ class EarlyHandler(DocHandler):
             super().write(head)
             await self.flush()
         try:
-            self.session = await super().get_session()
+            making: Any = super().get_session()
+            self.session = await making
         except Exception:
             if not self.begun:
                 raise
@@ -115,9 +117,10 @@ class EarlyHandler(DocHandler):
 
 def use_early_pages() -> None:
     "Let the server send pages so."
-    from panel.io.server import per_app_patterns
+    from bokeh.server.urls import per_app_patterns
     from panel_material_ui.base import MaterialComponent
 
-    per_app_patterns[:] = [(path, EarlyHandler if issubclass(h, DocHandler) else h) for path, h in per_app_patterns]
+    routes: Any = per_app_patterns
+    routes[:] = [(path, EarlyHandler if issubclass(handler, DocHandler) else handler) for path, handler in routes]
     no_map: Any = classmethod(lambda cls: {})  # each widget brings one, a third of the page; their bundle needs none
     MaterialComponent._process_importmap = no_map

@@ -22,7 +22,7 @@ import numpy as np
 import panel as pn
 import panel_material_ui as pmui
 import param
-from panel.util import edit_readonly
+from panel.util.parameters import edit_readonly
 
 from ..core.errors import AccessError, DtwbError
 from .components import Keys as Keys

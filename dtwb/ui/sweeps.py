@@ -266,7 +266,8 @@ def _show(self: Sweeps, sweep: Sweep | None) -> None:
     self._draw_strip()
     self._draw_pictures()
     for name in ("table", "parallel", "run"):
-        self.bodies[name][:] = self.bodies[name][:] or [skeleton(320)]
+        if not len(self.bodies[name]):
+            self.bodies[name].append(skeleton(320))
     self._stop_drawing()
     self._stop_drawing = in_turn(lambda: None, self._draw_runs)  # first what is seen first
     failed = failures_html(sweep)
