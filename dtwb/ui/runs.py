@@ -241,8 +241,11 @@ class RunApp(param.Parameterized):
     @property
     def small(self) -> bool:
         "Whether nobody waits long before an empty page when the run is read at once."
-        run = newest(self.store.runs(limit=50), self.store) if self.run == LATEST else str(self.run)
-        return run is None or self.store.event_count(run) < _SMALL
+        try:
+            run = newest(self.store.runs(limit=50), self.store) if self.run == LATEST else str(self.run)
+            return run is None or self.store.event_count(run) < _SMALL
+        except DtwbError:  # it is said when the page is there
+            return False
 
     # methods that come below, each beside its prose
     start: Callable[..., None]
