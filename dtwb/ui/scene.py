@@ -24,6 +24,7 @@ def use_widgets() -> None:
     if pn.state.curdoc and pn.state.curdoc.session_context:  # in a notebook they are there, and this would break them
         widgets: Any = import_module("panel.io.ipywidget")
         widgets.IPyWidget.__css__ = []
+        pn.state.curdoc.template_variables["widgets"] = True  # their script goes into the page's head
 
 
 class ScenePane(pn.pane.IPyWidget):

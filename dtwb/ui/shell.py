@@ -22,7 +22,7 @@ import numpy as np
 import panel as pn
 import panel_material_ui as pmui
 import param
-from panel.util import edit_readonly
+from panel.util.parameters import edit_readonly
 
 from ..core.errors import AccessError, DtwbError
 from .components import Keys as Keys
@@ -229,8 +229,14 @@ def in_turn(
     def step() -> None:
         if waiting:
             _caught(waiting.pop(0))()
-        if waiting:
-            pn.state.execute(step, schedule=True) if _served() else step()
+        if not waiting:
+            return
+        if not _served():
+            step()
+        elif pn.state.loaded:
+            pn.state.execute(step, schedule=True)
+        else:  # what is not there when the page is sent comes once it is there
+            pn.state.onload(lambda: pn.state.execute(step, schedule=True))
 
     step()
     return waiting.clear

@@ -161,6 +161,7 @@ class Twin(RunApp):
         "part": "part",
     }
     extensions: ClassVar[tuple[str, ...]] = ()
+    early: ClassVar[bool] = False  # what widgets say before anybody listens is lost
     # methods that come below, each beside its prose
     _draw: Any
     _connect: Any
