@@ -54,8 +54,10 @@ def kpi_tiles(view: RunView) -> list[Tile]:
     return tiles(kpi_frame(view), targets(factory), course(view.trace, factory) if factory else None)
 
 
-def kpi_strip(view: RunView) -> pn.pane.HTML:
+def kpi_strip(view: RunView) -> pn.viewable.Viewable:
     "The key figures, large."
+    if not view.events and not len(view.stored_kpis):
+        return empty_state("Nothing has happened yet.")
     return pn.pane.HTML(strip_html(kpi_tiles(view)), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
 
 # %% ../../nbs/ui/58_run_views.ipynb #ad75b88d
