@@ -7,9 +7,11 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
@@ -100,23 +102,44 @@ def served(data: Path, apps: Path | None = None, **variables: str) -> Iterator[s
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in server.stdout], daemon=True).start()
     try:
-        while not (line := lines.get(timeout=120)).startswith("at "):
+        while not (line := lines.get(timeout=600)).startswith("at "):
             pass
         yield line.split()[1]
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(300)
+
+
+def until(page, look: Callable[[], Any], right: Callable[[Any], bool] = bool, seconds: float = 300) -> Any:
+    "What `look` gives once it is `right`: whoever looks at once may be too early."
+    end = time.monotonic() + seconds
+    while not right(found := look()):
+        assert time.monotonic() < end, found if len(repr(found)) < 1000 else "it stayed as it was"
+        page.wait_for_timeout(100)
+    return found
 
 
 def picture(locator) -> bytes:
     "A picture of what is at a place, though it may be drawn anew just now."
     for _ in range(20):
         try:
-            return locator.screenshot(timeout=10_000)
+            return locator.screenshot(timeout=60_000)
         except Exception as e:
             if "not attached" not in str(e):
                 raise
     return locator.screenshot()
+
+
+def still(page, locator) -> bytes:
+    "A picture of what is at a place, once it is the same twice and of several colours: drawn."
+    shown = [picture(locator)]
+
+    def again() -> bool:
+        shown.append(picture(locator))
+        return shown[-1] == shown[-2] and np.ptp(pixels(shown[-1])) > 0
+
+    until(page, again)
+    return shown[-1]
 
 
 def pixels(png: bytes) -> np.ndarray:  # (H, W, 3) int, RGB
@@ -139,7 +162,7 @@ def watched(browser, width: int = 1440, height: int = 1200, quiet: bool = True, 
     page.on("websocket", lambda socket: asked.add(urlsplit(socket.url)))
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(90_000)
+    page.set_default_timeout(300_000)
 
     def visit(url: str):
         own.add(urlsplit(url).netloc)

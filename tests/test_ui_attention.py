@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from browser import PLANT, pixels, watched
+from browser import PLANT, picture, pixels, still, until, watched
 from conftest import ROOT
 
 from dtwb.core.events import EventBus
@@ -51,14 +51,13 @@ def judged(page, text: str) -> str:
     return page.locator(".dtwb-verdict").first.inner_text()
 
 
-def changed(page, before: np.ndarray, seconds: int = 60) -> np.ndarray:
+def changed(page, before: np.ndarray) -> np.ndarray:
     "The picture, once it differs from another."
-    for _ in range(seconds * 4):
-        now = pixels(page.locator(".dtwb-picture").first.screenshot())
-        if now.shape == before.shape and np.abs(now - before).mean() > 0.3:
-            return now
-        page.wait_for_timeout(250)
-    raise AssertionError("the picture stays as it was")
+
+    def differs(now: np.ndarray) -> bool:
+        return now.shape == before.shape and np.abs(now - before).mean() > 0.3
+
+    return until(page, lambda: pixels(picture(page.locator(".dtwb-picture").first)), differs)
 
 
 def choose(page, label: str, option: str) -> None:
@@ -83,8 +82,7 @@ def test_a_run_by_keyboard_and_in_every_way(site, seen, visit):
     assert said[0].is_defect and judged(page, "above the threshold") == said[0].defect_type
     page.wait_for_function("() => location.search.includes('item=0')")
 
-    page.wait_for_timeout(1000)  # drawn
-    first = pixels(page.locator(".dtwb-picture").screenshot())
+    first = pixels(still(page, page.locator(".dtwb-picture")))
     assert np.ptp(first, axis=2).max() > 60  # the map is in colours, the photo is grey
     opacity, threshold = page.locator("input[type=range]").nth(0), page.locator("input[type=range]").nth(1)
     opacity.press("Home")
@@ -97,7 +95,8 @@ def test_a_run_by_keyboard_and_in_every_way(site, seen, visit):
     figures = page.locator(".dtwb-effect").inner_text()
     threshold.press("Home")
     judged(page, "above the threshold of 0.000")
-    assert "5 of 5" not in figures and page.locator(".dtwb-effect").inner_text() != figures
+    assert "5 of 5" not in figures
+    until(page, page.locator(".dtwb-effect").inner_text, figures.__ne__)
 
     choose(page, "Where it looked", "Grad-CAM")
     cam = changed(page, without_box)
@@ -107,7 +106,7 @@ def test_a_run_by_keyboard_and_in_every_way(site, seen, visit):
     changed(page, layer)
     page.get_by_role("switch", name="Compare").or_(page.get_by_label("Compare")).first.click()
     page.locator(".dtwb-difference").wait_for()
-    assert page.locator(".dtwb-picture").count() == 2
+    until(page, page.locator(".dtwb-picture").count, (2).__eq__)
     with page.expect_download() as download:
         page.get_by_role("button", name="PNG").click()
     picture = cv2.imread(str(download.value.path()))
@@ -119,7 +118,8 @@ def test_an_image_of_ones_own_is_dropped(site, demo, visit):
     page = visit(site.app("attention", "source=own"))
     target = page.get_by_role("button", name="Drop an image here")
     target.wait_for()
-    page.wait_for_timeout(1000)
+    zone = page.locator("button:has(input[type=file]), label:has(input[type=file])").first
+    zone.wait_for()
     drop = """([target, name, data]) => {
       const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), dropped = new DataTransfer()
       dropped.items.add(new File([bytes], name, { type: "image/png" }))
@@ -128,8 +128,7 @@ def test_an_image_of_ones_own_is_dropped(site, demo, visit):
     }"""
 
     def give(name: str, data: bytes) -> None:
-        zone = page.locator("button:has(input[type=file]), label:has(input[type=file])").first.element_handle()
-        page.evaluate(drop, [zone, name, base64.b64encode(data).decode()])
+        page.evaluate(drop, [zone.element_handle(), name, base64.b64encode(data).decode()])
 
     give("mine.png", cv2.imencode(".png", image)[1].tobytes())
     at(page, "mine.png, 96 x 128 px")
@@ -151,7 +150,7 @@ def test_a_broken_bundle_is_said_in_place(site, browser):
             page.get_by_text("the file was changed").wait_for()
             choose(page, "Model", "tile_demo")
             page.locator(".dtwb-verdict").wait_for()
-            assert page.get_by_text("the file was changed").count() == 0
-            assert page.evaluate("document.scrollingElement.scrollWidth") <= 420
+            page.get_by_text("the file was changed").wait_for(state="detached")
+            page.wait_for_function("() => document.scrollingElement.scrollWidth <= 420")
     finally:
         shutil.rmtree(folder)

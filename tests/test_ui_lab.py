@@ -14,7 +14,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from browser import pixels, watched
+from browser import pixels, until, watched
 from conftest import ROOT
 
 pytestmark = pytest.mark.browser
@@ -68,7 +68,7 @@ def lab(tmp_path_factory):
         while True:
             assert server.poll() is None, (home / "lab.log").read_text()
             try:
-                urllib.request.urlopen(f"{url}/api/status", timeout=60).read()
+                urllib.request.urlopen(f"{url}/api/status", timeout=600).read()
                 break
             except urllib.error.URLError:
                 pass
@@ -140,11 +140,11 @@ def turns(page, output, look: str, key: str) -> None:
     before = seen(page, output, look)
     output.get_by_role("slider").first.focus()
     page.keyboard.press(key)
-    for _ in range(60):
-        now = seen(page, output, look)
-        if now != before and (not look or (np.abs(pixels(now) - pixels(before)).max(2) > 30).sum() > 100):
-            return
-    raise AssertionError(f"{look or 'the text'} stayed as it was")
+
+    def other(now) -> bool:
+        return now != before and (not look or (np.abs(pixels(now) - pixels(before)).max(2) > 30).sum() > 100)
+
+    until(page, lambda: seen(page, output, look), other)
 
 
 def seen(page, output, look: str) -> bytes | str:

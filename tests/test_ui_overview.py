@@ -4,7 +4,7 @@ import threading
 from itertools import pairwise
 
 import pytest
-from browser import watched
+from browser import until, watched
 from conftest import ROOT
 
 from dtwb.core import events as ev
@@ -30,9 +30,8 @@ def test_numbers_machines_and_alarms(site, browser):
         page = visit(site.app("overview", f"run={site.alarmed}"))
         page.wait_for_selector(".dtwb-machine")
         shown = {t.get_attribute("data-kpi"): t for t in page.locator(".dtwb-kpi").all()}
-        assert shown["Availability"].locator(".dtwb-value").inner_text().split()[0] == (
-            f"{figures.availability_overall.item() * 100:.1f}"
-        )
+        available = f"{figures.availability_overall.item() * 100:.1f}"
+        until(page, lambda: shown["Availability"].locator(".dtwb-value").inner_text().split()[0], available.__eq__)
         for label, name in {"OEE": "oee_overall", "Throughput": "throughput_rate", "Scrap": "scrap_ratio"}.items():
             met = targets(before.factory)[name].met(figures[name].item())
             assert shown[label].get_attribute("data-met") == str(met)
@@ -43,10 +42,12 @@ def test_numbers_machines_and_alarms(site, browser):
             oee = figures.oee.sel(machine=machine).item()
             assert (f"{oee * 100:.1f} %" if oee == oee else "–") in card.inner_text()
         assert "80%" in page.locator(".dtwb-machine[data-machine='kiln_1']").inner_text()
-        assert page.get_by_text("the plan of tile_plant is locked up").count() == 1  # in the log of this run
+        said = page.get_by_text("the plan of tile_plant is locked up")
+        said.first.wait_for()
+        assert said.count() == 1  # in the log of this run
         other = visit_too(site.app("overview", f"run={site.alarmed}"))
         other.get_by_text("2 to acknowledge, 0 acknowledged").wait_for()
-        assert page.locator(".dtwb-alarm b").count() == 2  # what an event says is not taken for HTML
+        until(page, page.locator(".dtwb-alarm b").count, (2).__eq__)  # what an event says is not taken for HTML
         page.get_by_role("button", name="Acknowledge").first.press("Enter")
         for one in (page, other):
             one.get_by_text("1 to acknowledge, 1 acknowledged").wait_for()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import colors, picture, pixels
+from browser import colors, picture, pixels, until
 
 from dtwb.core.errors import AccessError
 from dtwb.scheduling.pictures import CHANGES
@@ -30,11 +30,7 @@ def choose(page, label: str, option: str) -> None:
 def wait_for_colors(page, wanted: set[str]) -> None:
     "Until the Gantt chart has these colours."
     chart = page.locator(".bk-Figure").first
-    for _ in range(120):
-        if wanted <= colors(picture(chart)):
-            return
-        page.wait_for_timeout(500)
-    raise AssertionError(f"{wanted} not in {colors(picture(chart))}")
+    until(page, lambda: colors(picture(chart)), wanted.issubset)
 
 
 def open_schedule(site, visit, run: str):
@@ -56,15 +52,15 @@ def test_a_what_if_is_solved_and_accepted(site, visit):
     choose(page, "Time to solve", "5 s")
     page.get_by_role("button", name="Solve").click()
     page.locator(".dtwb-moved").wait_for()
-    assert "operations move" in page.locator(".dtwb-moved").inner_text()
+    page.locator(".dtwb-moved", has_text="operations move").wait_for()
     wait_for_colors(page, {CHANGES["later"], CHANGES["other machine"]})
-    after = tiles(page)
-    assert after != before and set(after) == set(before)
+    after = until(page, lambda: tiles(page), lambda now: now != before)
+    assert set(after) == set(before)
     cells = page.locator("[data-figure='All done after'] td").all_inner_texts()
     assert [cells[1] + " h", cells[3] + " h"] == [before["All done after"], after["All done after"]]
     page.get_by_role("button", name="Accept the new plan").click()
     page.locator(".dtwb-moved").wait_for(state="detached")
-    assert tiles(page) != before
+    until(page, lambda: tiles(page), lambda now: now != before)
     with site.store() as store:
         kept = store.schedules(run).iloc[-1]
     assert "press_1 is out until 2:00" in kept.reason
@@ -88,30 +84,25 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
     page.locator(".bk-Figure").nth(2).wait_for()  # of objective and bound
     page.get_by_role("button", name="Cancel").click()
     page.locator(".dtwb-moved").wait_for()
-    for _ in range(120):
-        if tiles(page) != before:
-            break
-        page.wait_for_timeout(250)
-    assert tiles(page) != before
+    until(page, lambda: tiles(page), lambda now: now != before)
     page.get_by_role("button", name="Discard").click()
     page.locator(".dtwb-moved").wait_for(state="detached")
-    assert tiles(page) == before and page.locator(".dtwb-asked").count() == 0
+    page.locator(".dtwb-asked").wait_for(state="detached")
+    until(page, lambda: tiles(page), before.__eq__)
     choose(page, "Machine", "kiln_1")
     page.get_by_role("button", name="Add").click()
     page.get_by_role("button", name="Solve").click()
     page.locator(".dtwb-why").wait_for()
-    assert "nobody else can do what only kiln_1 can: sinter of" in page.locator(".dtwb-why").inner_text()
-    assert tiles(page) == before
+    page.locator(".dtwb-why", has_text="nobody else can do what only kiln_1 can: sinter of").wait_for()
+    until(page, lambda: tiles(page), before.__eq__)
     page.get_by_label("Toggle theme").click()
-    for _ in range(40):
-        shown = pixels(picture(page.locator(".bk-Figure").first))
-        if np.median(shown) < 60:
-            break
-        page.wait_for_timeout(250)
-    assert np.median(shown) < 60 and (shown[:, :90].min(axis=2) > 150).sum() > 100  # the names of the machines
+
+    def dark(shown: np.ndarray) -> bool:
+        return np.median(shown) < 60 and (shown[:, :90].min(axis=2) > 150).sum() > 100  # the names of the machines
+
+    until(page, lambda: pixels(picture(page.locator(".bk-Figure").first)), dark)
     page.set_viewport_size({"width": 420, "height": 1200})
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 420")
 
 
 def a_run(folder: Path, store: Store, plant, planned: bool = True) -> str:

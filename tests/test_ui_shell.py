@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import colors, pixels, watched
+from browser import colors, pixels, until, watched
 
 pytestmark = pytest.mark.browser
 
@@ -63,6 +63,7 @@ def test_what_is_shown_can_be_saved(site, visit):
     page.wait_for_selector("canvas")
     assert saved(page, "CSV").decode().splitlines() == ["machine,oee", "press_1,0.5"]
     assert saved(page, "SVG").startswith(b"<svg")
+    until(page, lambda: len(colors(saved(page, "PNG"))), lambda n: n > 1)  # drawn
     curve, svg, image = (saved(page, "PNG", nth) for nth in range(3))
     assert {"#D55E00", "#FFFFFF"} <= colors(curve) and pixels(curve).shape[1] > 800
     assert colors(svg) == {"#009E73"} and pixels(svg).shape == (60, 80, 3)
@@ -97,7 +98,7 @@ def test_keys_belong_to_the_page_except_where_one_types(site, visit):
     page.keyboard.press(" ")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("b")
-    assert page.get_by_label("Text", exact=True).input_value() == "ab "
+    until(page, page.get_by_label("Text", exact=True).input_value, "ab ".__eq__)
     button(page, "Say").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowLeft")
@@ -121,11 +122,12 @@ def test_from_one_dashboard_to_another(site, browser):
         page.get_by_text(f"Run {run}").first.wait_for()
         assert page.get_by_role("link", name="Overview").get_attribute("aria-current") == "page"
         page.wait_for_selector("canvas")
-        assert np.median(pixels(page.screenshot())) < 60  # as dark as the page that one came from
+        # as dark as the page that one came from
+        until(page, lambda: np.median(pixels(page.screenshot())), lambda shade: shade < 60)
         page.set_viewport_size({"width": 400, "height": 800})
         page.get_by_label("Open drawer").click()
         page.get_by_role("navigation", name="Dashboards, menu").get_by_role("link", name="Overview").wait_for()
         page.keyboard.press("Escape")
         page = visit(site.app("probe"))
         page.wait_for_selector("canvas")
-        assert page.locator(".main-content").evaluate("main => main.scrollWidth") <= 400
+        page.wait_for_function("() => document.querySelector('.main-content').scrollWidth <= 400")

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import PLANT, pixels, run_folder, simulate, watched
+from browser import PLANT, picture, pixels, run_folder, simulate, still, until, watched
 
 pytestmark = pytest.mark.browser
 STAGE = """() => {
@@ -32,7 +32,7 @@ def shows(page, state) -> None:
           const other = Object.entries(wanted).filter(([id, status]) =>
             list.querySelector(`[data-machine=${id}]`)?.dataset.status !== status)
           if (!other.length) done()
-          else if (Date.now() - begun > 60000) fail(new Error(`not shown: ${other}`))
+          else if (Date.now() - begun > 300000) fail(new Error(`not shown: ${other}`))
           else setTimeout(look, 50)
         }; look() })""",
         wanted,
@@ -52,18 +52,17 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
             seek(page, at)
         shows(page, run.state(at))
     canvas = page.locator("canvas").first
-    before = canvas.screenshot()
+    before = still(page, canvas)
     page.keyboard.press("Space")
     page.locator(".dtwb-clock[data-playing=true]").wait_for()
     page.wait_for_function("() => Number(new URLSearchParams(location.search).get('t')) === 12345.6")
     time = page.locator(".dtwb-clock")
-    while float(time.get_attribute("data-time") or 0) < 12345.6 + 1500:
-        page.wait_for_timeout(100)
+    until(page, lambda: float(time.get_attribute("data-time") or 0), lambda now: now >= 12345.6 + 1500)
     page.keyboard.press("Space")
     page.locator(".dtwb-clock[data-playing=false]").wait_for()
     at = float(time.get_attribute("data-time") or 0)
     shows(page, run.state(at))
-    assert moved(before, canvas.screenshot()) > 40  # parts are elsewhere
+    until(page, lambda: moved(before, picture(canvas)), lambda n: n > 40)  # parts are elsewhere
     page.keyboard.press("ArrowRight")
     page.wait_for_function("at => Math.abs(new URLSearchParams(location.search).get('t') - at) < 0.06", arg=at + 600)
 
@@ -81,18 +80,17 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
     card = page.locator(".dtwb-card")
     page.locator(".dtwb-card[data-machine=kiln_1]").wait_for()
     page.locator(".dtwb-rows [data-machine=kiln_1][aria-selected=true]").wait_for()
-    assert card.get_attribute("data-status") == run.state(at + 600).machines["kiln_1"].status.value
-    assert card.locator("[data-kpi=OEE] b").inner_text().endswith("%")
+    until(page, lambda: card.get_attribute("data-status"), run.state(at + 600).machines["kiln_1"].status.value.__eq__)
+    until(page, card.locator("[data-kpi=OEE] b").inner_text, lambda text: text.endswith("%"))
     page.locator(".dtwb-rows").press("ArrowUp")
     page.locator(".dtwb-card[data-machine=press_2]").wait_for()
 
-    before = canvas.screenshot()
+    before = still(page, canvas)
     part = page.locator("[data-follow]").first
     name = part.inner_text()
     part.click()
     page.wait_for_function("name => location.search.includes('part=' + name)", arg=name)
-    page.wait_for_timeout(1000)
-    assert moved(before, canvas.screenshot()) > 2000  # the camera is beside it
+    until(page, lambda: moved(before, picture(canvas)), lambda n: n > 2000)  # the camera is beside it
     page.get_by_label("Whole plant").click()
     page.wait_for_function("() => !location.search.includes('part=o')")
     address = page.url
@@ -123,7 +121,7 @@ def test_a_run_is_followed_while_it_is_written(site, browser):
             page = visit(site.app("twin", f"run={written.id}"))
             ready(page)
             page.locator(".dtwb-clock[data-live=true]").wait_for()
-            assert re.search("live\\s+running", page.locator(".dtwb-badge").inner_text())
+            until(page, page.locator(".dtwb-badge").inner_text, re.compile("live\\s+running").search)
             shows(page, run.state(run.events[half - 1].time))
             for event in run.events[half:]:
                 written.writer(event)
@@ -131,4 +129,4 @@ def test_a_run_is_followed_while_it_is_written(site, browser):
         page.locator(".dtwb-clock[data-live=false]").wait_for()
         seek(page, run.events[-1].time)
         shows(page, run.state())
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")

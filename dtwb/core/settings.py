@@ -173,10 +173,13 @@ def locate(
     return path if path.exists() or path.is_absolute() else find_root() / path
 
 # %% ../../nbs/core/00_settings.ipynb #3a9b0d63
+_NO_SETTINGS = "DTWB_ROOT", "DTWB_RECORD"  # where the project is; the folder of a sweep's run, in its kernel
+
+
 def _refuse_unknown_variables():
     "pydantic-settings ignores a variable that fits no field: a typo would go unseen."
     for name in sorted(os.environ):
-        if not name.startswith("DTWB_") or name == "DTWB_ROOT":
+        if not name.startswith("DTWB_") or name in _NO_SETTINGS:
             continue
         section, _, key = name.removeprefix("DTWB_").lower().partition("__")
         field = Settings.model_fields.get(section)

@@ -23,12 +23,13 @@ from ..core import events as ev
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event
 from ..core.factory import Factory
-from ..core.parallel import pmap, spawn_seeds
+from ..core.parallel import Stopped, spawn_seeds
 from ..core.schedule import OKABE_ITO, Schedule
 from .closed_loop import unlock
 from ..scheduling.problem import REGULAR, Objective, Problem, ProblemMode, Solution, machine_of, verify
 from ..scheduling.rules import best_rule, follow
 from ..scheduling.solve import solve
+from ..twin.scenarios import share_out
 from ..twin.simulation import simulate
 
 # %% ../../nbs/loop/40_robustness.ipynb #342f9023
@@ -95,7 +96,10 @@ def robustness(
     weights = _weights(objective, promise)
     items = [(name, s) for s in spawn_seeds(seed, n) for name in schedules]
     function = partial(_replication, factory=factory, plans=schedules, controller=controller)
-    values = np.array(pmap(function, items, workers=workers, progress=progress, stop=stop))
+    done, stopped = share_out(function, items, workers=workers, progress=progress, stop=stop)
+    if stopped:
+        raise Stopped(dict(enumerate(done)), len(items))
+    values = np.array(done)
     data = xr.DataArray(
         values.reshape(n, len(schedules), len(MEASURES)).transpose(1, 0, 2),
         dims=("plan", "replication", "measure"),

@@ -7,6 +7,7 @@ __all__ = ['Kept', 'IMPROVERS', 'METHODS', 'NO_DEADLINE', 'impossible', 'earlies
            'solve', 'left_shifted', 'warm_up']
 
 # %% ../../nbs/scheduling/38_solve.ipynb #14517bcf
+import itertools
 import math
 import signal
 import threading
@@ -465,18 +466,17 @@ def left_shifted(
 
 # %% ../../nbs/scheduling/38_solve.ipynb #a1b1de82
 def warm_up() -> None:
-    "Compile what is compiled, by planning a toy."
+    "Compile what is compiled, by planning toys with which no search is done at once."
 
     def job(j: int, choices: int) -> ProblemJob:
-        steps = (
-            ProblemOperation(f"o{k}", tuple(ProblemMode((j + k + i) % 3, 1 + i) for i in range(choices)))
-            for k in range(3)
-        )
-        return ProblemJob(f"j{j}", tuple(steps), due=4)
+        modes = [[ProblemMode((j + k + i) % 3, 2 + (3 * j + 5 * k + i) % 7) for i in range(choices)] for k in range(3)]
+        steps = (ProblemOperation(f"o{k}", tuple(ways), "xy"[j % 2]) for k, ways in enumerate(modes))
+        return ProblemJob(f"j{j}", tuple(steps), due=5 + j)
 
-    machines = tuple(ProblemMachine(f"m{m}") for m in range(3))
-    for choices in (1, 2):
-        toy = Problem(tuple(job(j, choices) for j in range(3)), machines, name="toy")
+    for choices, setups in ((1, ()), (2, ()), (2, (("x", "y", 2), ("y", "x", 3)))):
+        machines = tuple(ProblemMachine(f"m{m}", setups=setups) for m in range(3))
+        toy = Problem(tuple(job(j, choices) for j in range(7)), machines, name="toy")
         for objective in ("makespan", "total_tardiness + makespan"):
-            for method in ("tabu", "annealing", "genetic", "large", "spt"):
-                solve(toy, objective, method, time_limit=0.1, workers=1)
+            for method in ("spt", "tabu", "annealing", "genetic", "large"):
+                asked = itertools.count()  # a search ends by this, not by the clock: compiling takes long
+                solve(toy, objective, method, time_limit=600, workers=1, stop=lambda asked=asked: next(asked) > 5)

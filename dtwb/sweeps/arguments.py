@@ -112,6 +112,9 @@ def parse_space(
     if not axes:
         axes, seeds = {"seed": seeds}, ()
         how, draws = "grid", 0
+    count = (math.prod(len(v) for v in axes.values()) if how == "grid" else draws) * max(1, len(seeds))
+    if count > MOST:
+        raise SweepError(f"{count:,} points", "-p", f"at most {MOST:,}; --sobol 1000 draws so many of them")
     return Space(axes, how, draws, seed, seeds)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Mapping
@@ -47,8 +48,13 @@ class Guard:
         if self.written <= _LOG:
             text = text if len(text) <= _LOG else text[:_LOG]
             self.written += len(text)
-            self.log.write(text if self.written <= _LOG else "\n[the log ends here: it has reached its size]\n")
-            self.log.flush()
+            with contextlib.suppress(OSError):  # a run is worth more than its log
+                self.log.write(text if self.written <= _LOG else "\n[the log ends here: it has reached its size]\n")
+                self.log.flush()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.log.close()
 
     def flush(self):
         "It is written at once."
@@ -150,12 +156,15 @@ class WarmClient(Client):
             return cell
         cell["metadata"]["execution"] = {}
         content = {"code": cell.source, "silent": False, "store_history": True, "user_expressions": {}}
-        self.send(self.session.msg("execute_request", content | {"allow_stdin": False, "stop_on_error": False}))
+        request = self.session.msg("execute_request", content | {"allow_stdin": False, "stop_on_error": False})
+        self.send(request)
         self.code_cells_executed += 1
         cell.outputs, self.clear_before_next_output, reply = [], False, {}
         try:
             while True:
                 message = self._receive()
+                if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+                    continue  # of what was sent to a widget
                 if message["msg_type"] == "execute_reply":
                     reply = message["content"]
                     cell["metadata"]["execution"]["shell.execute_reply"] = message["header"]["date"].strftime(_TIME)
@@ -214,7 +223,8 @@ class _Kernel(AsyncKernelManager):
     environment: Mapping[str, str] = {}
 
     async def start_kernel(self, **options: Any):
-        await super().start_kernel(**options, env=os.environ | self.environment)
+        quiet = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)  # what is printed comes as messages
+        await super().start_kernel(**options, **quiet, env=os.environ | self.environment)
 
 
 class PlainClient(Client):
@@ -230,6 +240,9 @@ class PlainClient(Client):
         watch.start()
         try:
             return super().execute(cleanup_kc=True, **options)
+        except DeadKernelError:
+            if not self.guard.why:
+                raise
         finally:
             over.set()
             watch.join()

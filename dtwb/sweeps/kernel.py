@@ -59,7 +59,7 @@ _MOST = 1_000_000  # characters of a cell's stdout, and of its stderr, that are 
 class Stream(OutStream):
     "stdout or stderr: what is printed, and what comes through the file descriptor, in the order in which it comes."
 
-    pipe, fd, kept, cell = -1, 0, 0, ""
+    pipe, fd, kept, cell, looked = -1, 0, 0, "", 0.0
 
     def fileno(self):
         return self.fd
@@ -69,20 +69,23 @@ class Stream(OutStream):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         if not self._is_master_process():  # a process that the notebook has forked
             return os.write(self.fd, string.encode())
-        self.drain()
+        if time.monotonic() - self.looked > 0.001:
+            self.drain()
         self.keep(string)
         return len(string)
 
-    def drain(self):
+    def drain(self) -> bool:  # whether there may be more to come
+        self.looked = time.monotonic()
         with self._buffer_lock:
             while self.pipe >= 0:
                 try:
                     data = os.read(self.pipe, 65536)
                 except BlockingIOError:
-                    return
+                    return True
                 if not data:
-                    return
+                    return False
                 self.keep(data.decode(errors="replace"))
+        return False
 
     def keep(self, text):
         parent = self.parent_header
@@ -168,8 +171,8 @@ def _watch(*streams: Any):
     by_pipe = {stream.pipe: stream for stream in streams}
     while by_pipe:
         for pipe in select.select(list(by_pipe), [], [])[0]:
-            by_pipe[pipe].drain()
-        time.sleep(0.01)
+            if not by_pipe[pipe].drain():
+                del by_pipe[pipe]
 
 
 def _die_with(parent: int):

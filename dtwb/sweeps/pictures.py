@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPLICATIONS', 'SIZE', 'KINDS', 'averaged', 'styled', 'slices', 'picture', 'heat_map', 'parallel', 'scatter',
-           'tradeoff']
+           'tradeoff', 'plot_sweep']
 
 # %% ../../nbs/sweeps/25_pictures.ipynb #25a90003
 import io
@@ -18,7 +18,6 @@ import holoviews.plotting.mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-from fastcore.basics import patch
 
 from ..core.errors import SweepError
 from ..core.schedule import OKABE_ITO
@@ -341,9 +340,8 @@ def _crosses(part: Any, along: str, name: str, color: str) -> list[Any]:
 KINDS = "curves", "heat", "tradeoff", "parallel", "points"
 
 
-@patch
-def plot(
-    self: Sweep,
+def plot_sweep(
+    sweep: Sweep,
     result: str | Sequence[str],  # what is shown
     kind: str | None = None,  # one of KINDS; None: curves or points, as it fits
     x: str | None = None,  # a parameter
@@ -356,15 +354,15 @@ def plot(
     "A picture of a result."
     wanted, arrays = [result] if isinstance(result, str) else list(result), False
     if kind == "parallel":
-        return parallel(self.to_dataframe(), list(self.swept), wanted[0])
-    if missing := [name for name in wanted if name not in self.measured]:
+        return parallel(sweep.to_dataframe(), list(sweep.swept), wanted[0])
+    if missing := [name for name in wanted if name not in sweep.measured]:
         arrays = missing
-    data = self.results(arrays=arrays, by_run=True if kind == "points" else None)
+    data = sweep.results(arrays=arrays, by_run=True if kind == "points" else None)
     kind = kind or ("points" if "run" in data.dims else "curves")
     own = [str(dim) for dim in data.get(wanted[0], data.how).dims if dim not in data.how.dims]
-    free = own + [name for name in self.swept if name not in REPLICATIONS] or list(self.swept)
+    free = own + [name for name in sweep.swept if name not in REPLICATIONS] or list(sweep.swept)
     x = x or next((name for name in free if name != lines), None)
-    _check_names(self, data, kind, [name for name in (*wanted, x or "a parameter", lines, against) if name])
+    _check_names(sweep, data, kind, [name for name in (*wanted, x or "a parameter", lines, against) if name])
     assert x
     rest = [name for name in free if name not in (x, *(at or {}))]
     if kind == "points":

@@ -39,29 +39,32 @@ def is_run_name(name: str) -> bool:
 
 
 def read_text(
-    path: Path,
+    path: Path | str,
     limit: int = _SMALL,  # bytes
 ) -> str | None:  # None: there is no such file; StoreError: it is not one to be read
     "Read a small regular file."
+    name = os.path.basename(path)
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(opened, "rb") as file:
-            found = os.fstat(file.fileno())
+        try:
+            found = os.fstat(opened)
             if not stat.S_ISREG(found.st_mode):
-                raise StoreError("it is not a file", path.name)
+                raise StoreError("it is not a file", name)
             if found.st_size > limit:
-                raise StoreError(f"it is too large: {found.st_size:,} bytes", path.name)
-            return file.read().decode("utf-8")
+                raise StoreError(f"it is too large: {found.st_size:,} bytes", name)
+            return os.read(opened, found.st_size + 1).decode("utf-8")
+        finally:
+            os.close(opened)
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise StoreError(f"it cannot be read: {e.strerror}", path.name) from None
+        raise StoreError(f"it cannot be read: {e.strerror}", name) from None
     except UnicodeDecodeError:
-        raise StoreError("it is not text", path.name) from None
+        raise StoreError("it is not text", name) from None
 
 
 def read_object(
-    path: Path,
+    path: Path | str,
     limit: int = _SMALL,
 ) -> dict[str, Any] | None:  # None: there is no such file
     "Read a JSON object."
@@ -70,9 +73,9 @@ def read_object(
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
-        raise StoreError("it is not JSON", path.name) from None
+        raise StoreError("it is not JSON", os.path.basename(path)) from None
     if not isinstance(data, dict):
-        raise StoreError("it is not a JSON object", path.name)
+        raise StoreError("it is not a JSON object", os.path.basename(path))
     return data
 
 # %% ../../nbs/sweeps/20_results.ipynb #ad09a9e6
@@ -121,15 +124,17 @@ def _numbers(data: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:  # 
 
 # %% ../../nbs/sweeps/20_results.ipynb #759418cc
 def read_sweep_run(
-    folder: Path,
+    folder: Path | str,
 ) -> SweepRun:  # never raises: a folder that cannot be read says so
     "What a run's folder holds, but for its arrays and its notebook."
-    aside = folder.name.startswith(".")
-    id = folder.name[1:].removesuffix(".tmp") if aside else folder.name
+    folder = os.fspath(folder)  # a path's own arithmetic is half of the time for a small file
+    name = os.path.basename(folder)
+    aside = name.startswith(".")
+    id = name[1:].removesuffix(".tmp") if aside else name
     try:
-        record = read_object(folder / "run.json")
-        record = _from_notebook(folder) if record is None else record
-        result, wrong = _numbers(read_object(folder / "result.json") or {})
+        record = read_object(f"{folder}/run.json")
+        record = _from_notebook(Path(folder)) if record is None else record
+        result, wrong = _numbers(read_object(f"{folder}/result.json") or {})
         given = record.get("parameters")
         if not isinstance(given, dict):
             raise StoreError("it names no parameters", "run.json")
@@ -182,6 +187,7 @@ class Sweep:
     results: Any
     best: Any
     traceback: Any
+    plot: Any
     save: Any
 
     def __init__(
@@ -225,13 +231,13 @@ def load_sweep(
         name = entry.name
         aside = name.startswith(".") and name.endswith(".tmp") and _RUN.fullmatch(name[1:-4])
         if aside and name[1:-4] not in whole:
-            runs.append(read_sweep_run(folder / name))
+            runs.append(read_sweep_run(entry.path))
         elif not aside and not _RUN.fullmatch(name):
             problems.append(f"{name[:64]!r} is no run's name")
         elif not aside:
             mark = _mark(entry)
             before = known.get(name)
-            new[name] = mark, before[1] if before and before[0] == mark else read_sweep_run(folder / name)
+            new[name] = mark, before[1] if before and before[0] == mark else read_sweep_run(entry.path)
             runs.append(new[name][1])
     if len(new) >= _INDEX_FROM and new != known:
         _write_index(folder, new)
@@ -557,6 +563,19 @@ def traceback(
     with suppress(StoreError):
         told = told or [read_text(folder / "log.txt", _NOTEBOOK) or ""]
     return _ANSI.sub("", told[0] if told and told[0] else self.by_id[run].error)[-limit:]
+
+# %% ../../nbs/sweeps/20_results.ipynb #20a90002
+@patch
+def plot(
+    self: Sweep,
+    result: str | Sequence[str],  # what is shown
+    kind: str | None = None,  # curves, heat, tradeoff, parallel or points; None: as it fits
+    **how: Any,  # of `plot_sweep`
+) -> Any:  # of HoloViews
+    "A picture of a result."
+    from dtwb.sweeps.pictures import plot_sweep
+
+    return plot_sweep(self, result, kind, **how)
 
 # %% ../../nbs/sweeps/20_results.ipynb #9c8c37fe
 @patch

@@ -38,6 +38,7 @@ from .runner import _has_finished, run_point
 from .space import Space, check_space
 from dtwb.sweeps.study import (
     _BEAT,
+    SAMPLERS,
     Plan,
     _storage_of,
     alone,
@@ -216,7 +217,7 @@ def search(
     seed: int = 0,  # with one worker, the same seed gives the same trials
     progress: Any = None,  # called with (done, total); a label or True for a bar
     stop: Any = None,  # asked whether to stop
-    track: Callable[[Path], Any] | None = None,  # called here with the folder of each run that has ended
+    track: Callable[[Path], Any] | str | None = None,  # called with the folder of each ended run; or MLflow's address
     make_run: Callable[..., Any] = run_point,  # (template, parameters, folder, **options)
     **options: Any,  # of run_point: time_limit, memory_limit, kernel
 ) -> "Search":  # what there is, when it ends or is stopped
@@ -229,16 +230,22 @@ def search(
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")
     if trials < 1:
         raise SweepError(f"{trials} trials", f"search {name!r}", "at least 1")
+    sampler = sampler or ("tpe" if len(objectives) == 1 else "nsga2")
+    if sampler not in SAMPLERS:
+        raise SweepError(f"there is no sampler {sampler!r}", f"search {name!r}", f"samplers: {', '.join(SAMPLERS)}")
     check_space(space, template)
     folder.mkdir(parents=True, exist_ok=True)
-    sampler = sampler or ("tpe" if len(objectives) == 1 else "nsga2")
     options = {"threads": max(1, available_cores() // (workers or available_cores()))} | options
     judge = optuna.pruners.MedianPruner() if pruner is True else pruner or None
     url, code = storage_of(folder, storage), code_version(notebook)
     plan = Plan(template, space, objectives, trials, folder, url, sampler, seed, judge, code, options)
     study = open_study(plan)
     _write_about(plan, storage)
-    done = partial(_done, folder, track if callable(track) else None)
+    if isinstance(track, str):
+        from dtwb.sweeps.tracking import tracker
+
+        track = tracker(track, name)
+    done = partial(_done, folder, track)
     how = {"executor": executor, "scheduler": scheduler, "workers": workers, "retries": 1, "stop": stop}
     with suppress(Stopped):
         while left := _left(study, trials):
@@ -328,7 +335,9 @@ class Search:
         numbers = {trial.number for trial in self.study.best_trials}
         table = self.to_dataframe()
         kept = table.loc[[number in numbers for number in table.trial]]
-        return kept.sort_values(next(iter(self.objectives)), ignore_index=True)
+        of = [n for n in kept.columns if n not in ("trial", "how", "runs", "seconds", "error")]
+        once = kept.loc[~kept[of].astype(str).duplicated()]
+        return once.sort_values(next(iter(self.objectives)), ignore_index=True)
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
         values = trial.values if trial.state == TrialState.COMPLETE else [math.nan] * len(self.objectives)

@@ -6,6 +6,7 @@
 __all__ = ['MOST', 'Parameter', 'template_parameters', 'Range', 'Choice', 'Space', 'check_space', 'check_values']
 
 # %% ../../nbs/sweeps/00_space.ipynb #96eafd1b
+import ast
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import SweepError
+from .template import parse_cell, read_template
 
 # %% ../../nbs/sweeps/00_space.ipynb #33df9f53
 @dataclass(frozen=True)
@@ -30,23 +32,37 @@ class Parameter:
 
 def template_parameters(path: Path | str) -> dict[str, Parameter]:  # SweepError if it is no template
     "The parameters of a template, with their defaults."
-    import ast
-
     from papermill.inspection import _infer_parameters
     from papermill.iorw import load_notebook_node
 
-    from dtwb.sweeps.template import read_template
-
-    notebook, found = read_template(Path(path)), {}
+    notebook = read_template(Path(path))
     _compiles(notebook, Path(path))
-    for one in _infer_parameters(load_notebook_node(str(path)), name="python3", language="python"):
-        try:
-            default = ast.literal_eval(one.default)
-        except (ValueError, SyntaxError):
-            default = None
-        kind = type(default) if isinstance(default, bool | int | float | str | list | dict) else None
-        found[one.name] = Parameter(one.name, default, kind, one.help)
+    inferred = _infer_parameters(load_notebook_node(str(path)), name="python3", language="python")
+    told = {one.name: one.help for one in inferred}
+    values = dict.fromkeys(told) | _assigned(notebook)
+    return {name: Parameter(name, value, _kind(value), told.get(name, "")) for name, value in values.items()}
+
+
+def _assigned(notebook: Mapping[str, Any]) -> dict[str, Any]:  # name -> value; None: it is computed
+    "What the cell sets: papermill passes over a line that has a second `=`, in a text or a comment."
+    cell, found = next(c for c in notebook["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), {}
+    for node in parse_cell("".join(cell["source"])).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign):
+                found[target.id] = _literal(node.value)
     return found
+
+
+def _literal(node: Any) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return None
+
+
+def _kind(value: Any) -> type | None:
+    return type(value) if isinstance(value, bool | int | float | str | list | dict) else None
 
 
 def _compiles(notebook: Mapping[str, Any], path: Path) -> None:

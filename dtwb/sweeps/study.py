@@ -139,9 +139,7 @@ def sampler_of(plan: Plan, number: int) -> optuna.samplers.BaseSampler:  # numbe
     seed = int(np.random.SeedSequence([plan.seed, number]).generate_state(1)[0])
     if plan.sampler == "nsga2":
         return optuna.samplers.NSGAIISampler(population_size=min(50, max(8, plan.trials // 12)), seed=seed)
-    if plan.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
-    raise SweepError(f"there is no sampler {plan.sampler!r}", "search", f"samplers: {', '.join(SAMPLERS)}")
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
 
 # %% ../../nbs/sweeps/11_study.ipynb #1100000f
 _BEAT, _SILENCE = 30, 180  # s between signs of life of a worker, and after which one on another host counts as dead

@@ -233,8 +233,9 @@ class Child:
 
     def end(self) -> tuple[int, bytes]:  # how it ended, as of `os.waitpid`; what it has written that nobody has read
         "End it, and all that it has started."
-        reply = self.parent.ask({"do": "end", "pid": self.pid})
-        rest = b""
+        status, rest = int(signal.SIGKILL), b""
+        with contextlib.suppress(NotWarm):  # it has died with its parent
+            status = self.parent.ask({"do": "end", "pid": self.pid})["status"]
         for pipe in self.pipes:
             with contextlib.suppress(OSError):
                 rest += os.read(pipe, 65536)
@@ -242,7 +243,7 @@ class Child:
             os.close(fd)
         self.connection.close()
         self.connection = None
-        return reply["status"], rest
+        return status, rest
 
 
 class WarmParent:

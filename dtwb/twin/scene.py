@@ -129,6 +129,7 @@ class Scene:
     "A plant, or a run of it, to be looked at at any time."
 
     play: Any  # below
+    smooth = True  # edges, by the graphics card; a dashboard does so itself, where there is one
 
     def __init__(
         self,
@@ -183,7 +184,7 @@ class Scene:
 
     @cached_property
     def stage(self) -> Stage:  # the widgets; made when first asked for
-        stage = Stage(self.film, self.width, self.height)
+        stage = Stage(self.film, self.width, self.height, self.smooth)
         set_stage(stage, self.moment.time)
         return stage
 

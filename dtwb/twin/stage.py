@@ -6,15 +6,17 @@
 __all__ = ['paths', 'belts', 'Stage', 'load', 'set_stage', 'retell', 'mark', 'follow', 'picked']
 
 # %% ../../nbs/twin/52_stage.ipynb #9bf7df4d
+from functools import cache
 from importlib import import_module
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
+from traitlets import TraitType
 
 from .film import Film, Layout
-from .reel import BOX, PART, Shots, lit, reel, rooms
+from .reel import PART, WIDE, Shots, lit, reel, rooms
 
 # %% ../../nbs/twin/52_stage.ipynb #df936218
 def paths(
@@ -44,9 +46,17 @@ def belts(floor: Layout) -> np.ndarray:  # (conveyors, 2) places
     return np.array(ends, np.int64).reshape(-1, 2)
 
 # %% ../../nbs/twin/52_stage.ipynb #97203d66
+@cache
 def _three() -> Any:
     "pythreejs, which is imported by those who look."
-    return import_module("pythreejs")
+    three = import_module("pythreejs")
+    kinds = [three.ThreeWidget]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        for trait in vars(kind).values():
+            if isinstance(trait, TraitType):
+                trait.tag(echo_update=False)
+    return three
 
 
 def _ground(floor: Layout) -> list[Any]:
@@ -103,16 +113,26 @@ def _frame(floor: Layout) -> Any:
     return frame
 
 # %% ../../nbs/twin/52_stage.ipynb #d98c7885
-def _camera(floor: Layout, aspect: float) -> tuple[Any, Any]:  # and its controls: drag, wheel
+def _camera(floor: Layout, aspect: float) -> tuple[Any, Any, np.ndarray]:  # its controls: drag, wheel; looked-at point
+    "As near as the whole plant allows: the closest eye from which each corner is within the picture."
     three = _three()
-    wide, deep = (floor.points.max(0) - floor.points.min(0)).tolist()
-    span = max(1.25 * (wide + 2 * floor.size) / aspect, 1.3 * deep, 6 * floor.size)
-    at = [0.0, -0.62 * span, 0.86 * span]
+    half = np.tan(np.radians(45 / 2)) / 1.06 * np.array([aspect, 1.0])  # with a margin
+    low, high = floor.points.min(0) - 0.8 * floor.size, floor.points.max(0) + 0.8 * floor.size
+    corners = np.array([(x, y, z) for x, y in product(*zip(low, high)) for z in (0.0, 1.4 * floor.size)])
+    axes = Rotation.from_quat(_looking(_VIEW)).as_matrix()  # right, up and back, as columns
+    sideways, back = corners @ axes[:, :2], corners @ axes[:, 2:]
+    ahead, behind = (sideways + half * back).max(0), (sideways - half * back).min(0)
+    eye = axes @ np.r_[(ahead + behind) / 2, max(((ahead - behind) / 2 / half).max(), 3 * floor.size)]
+    middle = eye - _VIEW * eye[2] / _VIEW[2]
+    away = float(np.linalg.norm(eye - middle))
     camera = three.PerspectiveCamera(
-        position=at, up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * span
+        position=(eye - middle).tolist(), up=[0, 0, 1], fov=45, aspect=aspect, near=0.05 * floor.size, far=20 * away
     )
-    camera.quaternion = _looking(np.array(at))
-    return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5)
+    camera.quaternion = _looking(_VIEW)
+    return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5), middle
+
+
+_VIEW = np.array([0.0, -0.585, 0.811])  # to where the eye is
 
 
 def _looking(eye: np.ndarray) -> tuple[float, ...]:
@@ -130,19 +150,28 @@ varying vec3 tint;
 vec3 rgb(float c) { return vec3(floor(c / 65536.0), mod(floor(c / 256.0), 256.0), mod(c, 256.0)) / 255.0; }
 const vec4 nowhere = vec4(2.0, 2.0, 2.0, 1.0);
 """
-_BOXES = (
+_THINGS = (
     _HEAD
     + """
-attribute vec3 place;
-attribute vec2 body;
-attribute vec3 lasts;
+attribute vec2 look;
+uniform sampler2D told;
+uniform float deep;
+vec4 row(float i) { return texture2D(told, (vec2(mod(i, WIDE), floor(i / WIDE)) + 0.5) / vec2(WIDE, deep)); }
 void main() {
-  if (fogNear < lasts.x || fogNear >= lasts.y) { gl_Position = nowhere; return; }
-  tint = rgb(lasts.z) * (0.62 + 0.38 * abs(normal.z) + 0.16 * abs(normal.x));
-  vec3 at = place + (position + vec3(0.0, 0.0, 0.5)) * vec3(body.x, body.x, body.y);
+  vec4 own = row(look.x);
+  float first = own.z, count = own.w;
+  for (int i = 0; i < 16; i++) {
+    if (count < 1.5) break;
+    float half_ = floor(count / 2.0);
+    if (row(first + half_).x <= fogNear) { first += half_; count -= half_; } else count = half_;
+  }
+  float value = row(first).y;
+  if (value == -1.0) { gl_Position = nowhere; return; }
+  tint = (value < 0.0 ? rgb(FULL) : rgb(value)) * look.y;
+  vec3 at = vec3(position.xy, position.z * (value < 0.0 ? -1.0 - value : 1.0));
   gl_Position = projectionMatrix * modelViewMatrix * vec4(at, 1.0);
 }
-"""
+""".replace("WIDE", f"{WIDE}.0").replace("FULL", f"{0x56B4E9}.0")
 )
 _PARTS = (
     _HEAD
@@ -177,7 +206,7 @@ void main() {
 
 def _material(vertex: str, fragment: str, **uniforms: Any) -> Any:
     named: dict[str, Any] = {"fogNear": 0.0, "fogFar": 0.0, "fogColor": "#ffffff"} | uniforms
-    values = {name: {"value": value} for name, value in named.items()}
+    values = {name: {"value": value} for name, value in named.items()}  # pythreejs gives a texture the last name
     return _three().ShaderMaterial(vertexShader=vertex, fragmentShader=fragment, fog=True, uniforms=values)
 
 
@@ -190,30 +219,46 @@ def _attributes(buffer: Any, names: tuple[str, ...], **columns: str) -> dict[str
     return found
 
 # %% ../../nbs/twin/52_stage.ipynb #ce4b36fe
-def _cube() -> tuple[np.ndarray, np.ndarray]:  # (36, 3) corners of its triangles, and normals
-    "A box of edge 1 about 0, 0, 0."
-    corners, normals = [], []
-    for axis, sign in product(range(3), (-1, 1)):
-        quad = [(-1, -1), (1, -1), (1, 1), (-1, -1), (1, 1), (-1, 1)][::sign]
-        for pair in quad:
+_SHADES = {(0, 0, 1): 1.0, (1, 0, 0): 0.78, (-1, 0, 0): 0.78, (0, 1, 0): 0.62, (0, -1, 0): 0.62}  # by a face's normal
+
+
+def _box() -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (20, 3) corners, (20,) shades, (30,) corners of triangles
+    "A box of width 1 about 0, 0, and height 1 upwards, without its bottom."
+    corners, shades, triangles = [], [], []
+    for normal, shade in _SHADES.items():
+        axis, sign = int(np.flatnonzero(normal)[0]), sum(normal)
+        for pair in [(-1, -1), (1, -1), (1, 1), (-1, 1)][::sign]:
             corner = np.zeros(3)
             corner[axis], corner[(axis + 1) % 3], corner[(axis + 2) % 3] = sign, *pair
-            corners.append(corner / 2)
-            normals.append(np.eye(3)[axis] * sign)
-    return np.array(corners, np.float32), np.array(normals, np.float32)
+            corners.append(corner / 2 + (0, 0, 0.5))
+        shades += 4 * [shade]
+        triangles += [len(corners) - 4 + i for i in (0, 1, 2, 0, 2, 3)]
+    return np.array(corners), np.array(shades), np.array(triangles)
 
 
-def _boxes(rows: np.ndarray) -> tuple[Any, Any]:  # the buffer of their rows, and the mesh
+def _solids(floor: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # corners, thing and shade of each; triangles
+    "Machines as wide as they are, buffers as bars beside them, as high as if they were full."
+    corners, shades, triangles = _box()
+    n, size = len(floor.machines), floor.size
+    feet = np.r_[floor.machines, floor.buffers - [0.6 * size, 0.0]]
+    width = np.r_[np.full(n, size), np.full(len(floor.buffers), size / 6)]
+    height = np.r_[np.full(n, 0.6 * size), np.full(len(floor.buffers), 1.6 * size)]
+    at = corners * np.c_[width, width, height][:, None] + np.c_[feet, np.zeros(len(feet))][:, None]
+    look = np.stack(np.broadcast_arrays(np.arange(len(feet))[:, None], shades), 2)
+    faces = triangles + len(corners) * np.arange(len(feet))[:, None]
+    return at.reshape(-1, 3).astype(np.float32), look.reshape(-1, 2).astype(np.float32), faces.ravel().astype(np.uint32)
+
+
+def _things(floor: Layout, told: np.ndarray) -> tuple[Any, Any]:  # the picture of their rows, and the mesh
     three = _three()
-    corners, normals = _cube()
-    buffer = three.InstancedInterleavedBuffer(rows, meshPerAttribute=1)
-    solid = {
-        "position": three.BufferAttribute(corners, normalized=False),
-        "normal": three.BufferAttribute(normals, normalized=False),
-    }
-    own = _attributes(buffer, BOX, place="x 3", body="width 2", lasts="start 3")
-    geometry = three.InstancedBufferGeometry(attributes=solid | own)
-    return buffer, three.Mesh(geometry=geometry, material=_material(_BOXES, _PLAIN), frustumCulled=False)
+    rows = three.DataTexture(told, format="RGBAFormat", type="FloatType")
+    at, look, faces = _solids(floor)
+    attribute = lambda array: three.BufferAttribute(array, normalized=False)
+    geometry = three.BufferGeometry(
+        attributes={"position": attribute(at), "look": attribute(look)}, index=attribute(faces)
+    )
+    material = _material(_THINGS, _PLAIN, deep=float(len(told)), told=rows)
+    return rows, three.Mesh(geometry=geometry, material=material, frustumCulled=False)
 
 
 def _cloud(rows: np.ndarray, height: int) -> tuple[Any, Any]:  # the buffer of their rows, and the points
@@ -227,25 +272,24 @@ def _cloud(rows: np.ndarray, height: int) -> tuple[Any, Any]:  # the buffer of t
 class Stage:
     "The widgets of a scene."
 
-    def __init__(self, film: Film, width: int, height: int):
+    def __init__(self, film: Film, width: int, height: int, smooth: bool = True):
         three = _three()
         self.floor, self.shots = film.layout, Shots(film)
         self.rooms = rooms(self.shots)
         self.reel = reel(self.shots, 0.0, self.rooms)
-        self.boxes, machines = _boxes(self.reel.boxes)
+        self.told, machines = _things(self.floor, self.reel.things)
         self.parts, cloud = _cloud(self.reel.parts, height)
         self.clock = three.Fog(near=0.0, far=-9.0)
         self.frame = _frame(self.floor)
-        middle = (self.floor.points.min(0) + self.floor.points.max(0)) / 2
-        self.middle = np.array([*middle.tolist(), 0.0])
+        self.camera, self.controls, self.middle = _camera(self.floor, width / height)
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
         sheet = three.PlaneBufferGeometry(width=wide, height=deep)
         unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
-        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[0, 0, 0.3 * self.floor.size])
+        half = (self.floor.points.min(0) + self.floor.points.max(0)) / 2 - self.middle[:2]
+        self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[*half.tolist(), 0.3 * self.floor.size])
         things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
-        self.camera, self.controls = _camera(self.floor, width / height)
         self.start = tuple(self.camera.position)
         self.picker = three.Picker(controlling=self.sheet, event="click")
         self.renderer = three.Renderer(
@@ -254,14 +298,14 @@ class Stage:
             controls=[self.controls, self.picker],
             width=width,
             height=height,
-            antialias=True,
+            antialias=smooth,
             alpha=True,
             clearOpacity=0,
         )
 
     @property
     def widgets(self) -> list[Any]:  # that change
-        return [self.clock, self.boxes, self.parts, self.frame, self.camera, self.controls]
+        return [self.clock, self.told, self.parts, self.frame, self.camera, self.controls]
 
 # %% ../../nbs/twin/52_stage.ipynb #9eeccfc4
 def load(
@@ -274,7 +318,7 @@ def load(
     if now.start <= at < now.stop and (at + ahead < now.stop or at < now.start + ahead / 2):
         return False
     stage.reel = reel(stage.shots, max(at - ahead / 4, 0.0), stage.rooms)
-    stage.boxes.array, stage.parts.array = stage.reel.boxes, stage.reel.parts
+    stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts
     return True
 
 
@@ -293,7 +337,7 @@ def retell(stage: Stage, film: Film, at: float) -> bool:  # False: it needs a ne
     if any(needed > room for needed, room in zip(rooms(shots), stage.rooms)):
         return False
     stage.shots, stage.reel = shots, reel(shots, max(at, 0.0), stage.rooms)
-    stage.boxes.array, stage.parts.array = stage.reel.boxes, stage.reel.parts
+    stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts
     return True
 
 # %% ../../nbs/twin/52_stage.ipynb #4f2063c4

@@ -22,6 +22,7 @@ from panel.io.session import generate_session
 from panel.io.state import set_curdoc, state
 from tornado.web import RequestHandler
 
+from .memory import forget
 from .shell import error_panel
 
 # %% ../../nbs/ui/08_health.ipynb #75b0b48b
@@ -43,6 +44,7 @@ def dashboard(
             if state.location is not None:  # Panel writes `/static/...` there, and forgets the prefix
                 state.location.param.watch(from_here, "pathname")
         from_here()
+        doc.on_session_destroyed(lambda _: forget(doc))
         drawn(doc)
         for root in doc.roots:
             patch_model_css(root, dist_url=LOCAL_DIST)
@@ -110,6 +112,7 @@ def _forget(document: Any) -> None:
         with suppress(Exception):
             callback(document.session_context)
     _cleanup_doc(document, destroy=True)
+    forget(document)
 
 # %% ../../nbs/ui/08_health.ipynb #a873d540
 class Health:

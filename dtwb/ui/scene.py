@@ -107,8 +107,19 @@ class Stage {
     this.aspect = camera.aspect; this.fov = camera.fov
     this.start = { eye: camera.position.clone(), target: this.orbit.target.clone() }
     scene.traverse(o => { if (o.material?.uniforms?.tall) this.tall.push(o.material.uniforms.tall) })
-    this.observer = new ResizeObserver(() => this.fit()); this.observer.observe(this.host); this.fit()
+    this.slow = /swiftshader|llvmpipe|software|basic render/i.test(this.card()); this.ratio = 1
+    this.observer = new ResizeObserver(() => this.fit()); this.observer.observe(this.host); this.fit(); this.sharpen()
   }
+  card() {
+    const gl = this.view.renderer.getContext(), more = gl.getExtension("WEBGL_debug_renderer_info")
+    return String(gl.getParameter(more ? more.UNMASKED_RENDERER_WEBGL : gl.RENDERER))
+  }
+  scale(ratio) {  // pixels of the picture for one of the page
+    if (ratio === this.ratio || !this.view.renderer) return
+    this.ratio = ratio; this.view.renderer.setPixelRatio(ratio); this.measure()
+  }
+  measure() { for (const uniform of this.tall) uniform.value = this.view.renderer.domElement.height }
+  sharpen() { this.scale(Math.min(Math.max(devicePixelRatio, 2), 3)) }
   get alive() { return this.host.isConnected && this.view.el.isConnected }
   fit() {
     const width = Math.floor(this.host.clientWidth)
@@ -121,8 +132,7 @@ class Stage {
     camera.aspect = width / height
     camera.fov = 360 / Math.PI * Math.atan(half * Math.max(1, this.aspect / camera.aspect))
     camera.updateProjectionMatrix()
-    for (const uniform of this.tall) uniform.value = this.view.renderer.domElement.height
-    this.view.tick()
+    this.measure(); this.view.tick()
   }
   home() {
     this.camera.position.copy(this.start.eye); this.orbit.target.copy(this.start.target)
@@ -144,7 +154,13 @@ class Stage {
     const eye = this.start.eye.clone().sub(this.start.target).multiplyScalar(0.4).add(this.orbit.target)
     this.camera.position.copy(eye); this.orbit.update()
   }
-  draw(t) { this.scene.fog.near = t; this.view.tick() }
+  draw(t, moving) {  // where software draws, no more than it can while something moves
+    this.scene.fog.near = t
+    clearTimeout(this.still)
+    if (moving && this.slow) this.scale(1)
+    else if (this.slow) this.still = setTimeout(() => { if (this.alive) { this.sharpen(); this.view.tick() } }, 300)
+    this.view.tick()
+  }
 }
 """
 
@@ -176,7 +192,7 @@ export function render({ model, view }) {
     play.innerHTML = model.playing ? PAUSE : PLAY; play.setAttribute("aria-label", model.playing ? "Pause" : "Play")
     live.hidden = !model.running; live.setAttribute("aria-pressed", model.live)
     Object.assign(root.dataset, { time: t, playing: model.playing, live: model.live, ready: !!stage })
-    seek()?.draw(t)
+    seek()?.draw(t, moving())
   }
   const moving = () => model.playing || model.live || model.track.length
   function tick(now) {
@@ -278,6 +294,7 @@ class SceneView(pn.viewable.Viewer):
     def __init__(self, scene: Scene, speed: float = 60.0, **params: Any):
         super().__init__(**params)
         self.scene, self._pose = scene, None
+        scene.smooth = False
         self.clock = Clock(time=scene.moment.time, end=scene.film.end, speed=speed, styles={"flex": "1 1 340px"})
         self.clock.tallest = scene.height
         self.above = pmui.Switch(label="From above", value=False, margin=(4, 10))
@@ -330,6 +347,7 @@ class SceneView(pn.viewable.Viewer):
         if not self.scene.go_on(events):
             old = self.scene
             self.scene = Scene(old.film.layout.factory, events, old.width, old.height).show(old.moment.time)
+            self.scene.smooth = False
             self.clock.ready = False
             self._put()
         self._mark()

@@ -22,6 +22,7 @@ import numpy as np
 import panel as pn
 import panel_material_ui as pmui
 import param
+from panel.util import edit_readonly
 
 from ..core.errors import AccessError, DtwbError
 from .components import Keys as Keys
@@ -382,10 +383,18 @@ def page(
         tags=tags,
         meta_description="dtwb: digital twin workbench",
     )
+    _mind_own_business(whole)
     whole.param.watch(lambda event: bar.param.update(dark=event.new), "dark_theme")
     turn_dark: Any = lambda: whole.param.update(dark_theme=True)
     bar.param.watch(lambda _: pn.state.onload(turn_dark), "wanted")
     return whole
+
+
+def _mind_own_business(whole: pmui.Page) -> None:
+    "Panel's `busy` is one for all visitors: with it each page hears of all others, and none is ever forgotten."
+    whole.param._update_ref("busy", False)
+    with edit_readonly(whole):
+        whole.busy = False
 
 
 def _apps(current: str) -> list[str]:

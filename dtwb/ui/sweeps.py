@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from ..core.errors import SweepError
 from ..sweeps.pictures import REPLICATIONS, averaged, heat_map, parallel, picture, scatter, slices
-from ..sweeps.recorded import all_sweeps
+from ..sweeps.recorded import all_sweeps, find_sweep
 from ..sweeps.results import Sweep, SweepRun
 from .parts import figure, tiles_html
 from .run_notebook import ROUTE
@@ -51,11 +51,9 @@ def _read(folder: Path, mark: tuple) -> Sweep:
 
 def read_sweep(name: str) -> Sweep:  # SweepError if there is none
     "A sweep, read afresh only if something is new in its folder."
-    folders = all_sweeps()
-    if name not in folders:
-        raise SweepError("there is no such sweep", name[:64], f"there are: {', '.join(folders)}")
-    changed = [path.stat().st_mtime_ns for path in (folders[name], folders[name] / "sweep.json") if path.exists()]
-    return _read(folders[name], tuple(changed))
+    folder = find_sweep(name)
+    changed = [path.stat().st_mtime_ns for path in (folder, folder / "sweep.json") if path.exists()]
+    return _read(folder, tuple(changed))
 
 
 _SMALL = (

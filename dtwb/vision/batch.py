@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DtwbError, ImageError, StoreError
-from ..core.parallel import _reporter, available_cores
+from ..core.parallel import available_cores, reporter
 from ..store.database import Store, write_json
 from .inspector import Detection
 from .photos import read_image
@@ -360,7 +360,8 @@ class _Recorder:
     def close(self) -> None:
         self.flush()
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # a full disk: the row that did not fit has been complained about
+                self.file.close()
 
 # %% ../../nbs/vision/75_batch.ipynb #bb000018
 def _in_order(done: list[dict], new: list[dict], names: list[str]) -> list[dict]:
@@ -420,7 +421,7 @@ def run_batch(
     recorder, status, error = _Recorder(out, store, run_id, before), "finished", None
     try:
         stream = processor.stream(todo(), threshold=threshold, keep=keep, stop=stop)
-        with _reporter(progress, frames.total or 0) as report, closing(stream) as results:
+        with reporter(progress, frames.total or 0) as report, closing(stream) as results:
             for seen in results:
                 row = _row(seen)
                 recorder(row)

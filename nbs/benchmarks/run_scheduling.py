@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dtwb.core.errors import ScheduleError
+from dtwb.scheduling import solve
 from dtwb.scheduling.problem import Problem, ProblemJob, ProblemMachine, ProblemMode, ProblemOperation, Solution, verify
 from dtwb.scheduling.solve import METHODS
 
@@ -270,7 +271,7 @@ def run_all(
     wanted = [Run(i, m, seed, limit, workers, objective) for i in instances for seed, m in turns]
     rows = {run: row for run, row in read(path) if row.get("error", NO_ANSWER).startswith(NO_ANSWER)}
     todo = [run for run in wanted if run not in rows]
-    warm_up(todo, data)
+    warm_up(todo)
     began = time.monotonic()
     for n, run in enumerate(todo, 1):
         row = rows[run] = execute(run, data)
@@ -282,14 +283,10 @@ def run_all(
     return [rows[run] for run in wanted]
 
 
-def warm_up(todo: list[Run], data: Path) -> None:
-    "Compile our kernels outside the clock; numba keeps them on disk."
-    for method, objective in {(run.method, run.objective_name) for run in todo if run.method in METHODS}:
-        for instance in OWN:
-            run = Run(instance, method, 0, min(run.limit for run in todo) / 10 + 0.2, 2, objective)
-            for _ in range(3):  # a search may end before it has met all of them
-                if not execute(run, data).get("compiled"):
-                    break
+def warm_up(todo: list[Run]) -> None:
+    "Compile our kernels outside the clock; numba keeps them on disk. A run that compiled one all the same says so."
+    if any(run.method in METHODS for run in todo):
+        solve.warm_up()
 
 
 def main() -> None:
