@@ -3752,6 +3752,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'dtwb.ui.flow._rounds': ('ui/flow.html#_rounds', 'dtwb/ui/flow.py'),
                               'dtwb.ui.flow._ways': ('ui/flow.html#_ways', 'dtwb/ui/flow.py'),
                               'dtwb.ui.flow.flows': ('ui/flow.html#flows', 'dtwb/ui/flow.py'),
+                              'dtwb.ui.flow.lost': ('ui/flow.html#lost', 'dtwb/ui/flow.py'),
                               'dtwb.ui.flow.pareto': ('ui/flow.html#pareto', 'dtwb/ui/flow.py'),
                               'dtwb.ui.flow.pareto_frame': ('ui/flow.html#pareto_frame', 'dtwb/ui/flow.py'),
                               'dtwb.ui.flow.pareto_svg': ('ui/flow.html#pareto_svg', 'dtwb/ui/flow.py'),

@@ -26,7 +26,7 @@ from . import attention as at
 from . import parts
 from .jobs import Job
 from .runs import RunApp, RunView
-from .shell import Keys, empty_state, error_panel, exports, log_error, section, sync, toast
+from .shell import ONE_LINE, Keys, empty_state, error_panel, exports, log_error, section, sync, toast
 from dtwb.ui.shots import (
     FILTERS,
     MOST_BYTES,
@@ -440,7 +440,7 @@ class Attention(RunApp):
         self._began = False
         self.index = 0
         self.pick_source = pmui.RadioButtonGroup(
-            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary"
+            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary", sx=ONE_LINE
         )
         self.pick_only = _select("Show", 160, options={label: key for key, label in FILTERS.items()}, value="all")
         self.fresh = pmui.Button(label="Other tiles", size="small", variant="outlined", margin=(12, 6))

@@ -52,7 +52,7 @@ from dtwb.ui.schedule import (
     utilisation_row,
     working_shares,
 )
-from .shell import clock, empty_state, error_panel, every, exports, guard, section, toast
+from .shell import ONE_LINE, clock, empty_state, error_panel, every, exports, guard, section, toast
 from .users import may, require, user
 from dtwb.ui.what_if import (
     Answer,
@@ -69,7 +69,7 @@ from dtwb.ui.what_if import (
 )
 from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
-from .what_if_panel import GOALS, ONE_LINE, WhatIfPanel, spoken
+from .what_if_panel import GOALS, WhatIfPanel, spoken
 
 # %% ../../nbs/ui/45_schedule_app.ipynb #eb921bf6
 IN_FORCE = "in force"
