@@ -4142,6 +4142,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.shots.generated_shots': ('ui/shots.html#generated_shots', 'dtwb/ui/shots.py'),
                                'dtwb.ui.shots.read_upload': ('ui/shots.html#read_upload', 'dtwb/ui/shots.py'),
                                'dtwb.ui.shots.shots_of_run': ('ui/shots.html#shots_of_run', 'dtwb/ui/shots.py'),
+                               'dtwb.ui.shots.shown_name': ('ui/shots.html#shown_name', 'dtwb/ui/shots.py'),
                                'dtwb.ui.shots.strip_items': ('ui/shots.html#strip_items', 'dtwb/ui/shots.py'),
                                'dtwb.ui.shots.thumb': ('ui/shots.html#thumb', 'dtwb/ui/shots.py')},
             'dtwb.ui.sign_in': { 'dtwb.ui.sign_in.Accounts': ('ui/sign_in.html#accounts', 'dtwb/ui/sign_in.py'),

@@ -34,6 +34,7 @@ from dtwb.ui.shots import (
     Strip,
     generated_shots,
     read_upload,
+    shown_name,
     shots_of_run,
     strip_items,
     thumb,
@@ -638,7 +639,7 @@ def dropped(self: Attention, data: bytes, name: str) -> None:
 
     def read(report: Any) -> Shot:
         image = read_upload(data, name)
-        label = f"{name}, {image.shape[1]} x {image.shape[0]} px"
+        label = f"{shown_name(name)}, {image.shape[1]} x {image.shape[0]} px"
         return Shot(f"own{len(self.own)}", label, lambda: image, thumb(image))
 
     def done(shot: Shot) -> None:
