@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import colors, picture, pixels, until
+from browser import colors, fits, picture, pixels, until
 
 from dtwb.core.errors import AccessError
 from dtwb.scheduling.pictures import CHANGES
@@ -101,8 +101,7 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
         return np.median(shown) < 60 and (shown[:, :90].min(axis=2) > 150).sum() > 100  # the names of the machines
 
     until(page, lambda: pixels(picture(page.locator(".bk-Figure").first)), dark)
-    page.set_viewport_size({"width": 420, "height": 1200})
-    page.wait_for_function("() => document.documentElement.scrollWidth <= 420")
+    fits(page)
 
 
 def a_run(folder: Path, store: Store, plant, planned: bool = True) -> str:
