@@ -3879,7 +3879,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.parts.plans': ('ui/parts.html#plans', 'dtwb/ui/parts.py'),
                                'dtwb.ui.parts.read_comparison': ('ui/parts.html#read_comparison', 'dtwb/ui/parts.py'),
                                'dtwb.ui.parts.status_bars': ('ui/parts.html#status_bars', 'dtwb/ui/parts.py'),
-                               'dtwb.ui.parts.status_shares': ('ui/parts.html#status_shares', 'dtwb/ui/parts.py'),
                                'dtwb.ui.parts.tiles_html': ('ui/parts.html#tiles_html', 'dtwb/ui/parts.py'),
                                'dtwb.ui.parts.timeline': ('ui/parts.html#timeline', 'dtwb/ui/parts.py'),
                                'dtwb.ui.parts.timeline_svg': ('ui/parts.html#timeline_svg', 'dtwb/ui/parts.py')},
