@@ -34,8 +34,8 @@ from dtwb.ui.shots import (
     Strip,
     generated_shots,
     read_upload,
-    shown_name,
     shots_of_run,
+    shown_name,
     strip_items,
     thumb,
 )
