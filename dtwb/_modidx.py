@@ -4704,7 +4704,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'dtwb/vision/folds.py'),
                                    'dtwb.vision.folds._fingerprint': ('vision/folds.html#_fingerprint', 'dtwb/vision/folds.py'),
                                    'dtwb.vision.folds._fold': ('vision/folds.html#_fold', 'dtwb/vision/folds.py'),
-                                   'dtwb.vision.folds._fold_of': ('vision/folds.html#_fold_of', 'dtwb/vision/folds.py'),
                                    'dtwb.vision.folds._remove_bundles': ('vision/folds.html#_remove_bundles', 'dtwb/vision/folds.py'),
                                    'dtwb.vision.folds._row': ('vision/folds.html#_row', 'dtwb/vision/folds.py'),
                                    'dtwb.vision.folds.cross_validate': ('vision/folds.html#cross_validate', 'dtwb/vision/folds.py')},
