@@ -179,7 +179,7 @@ def test_what_the_template_does_not_take_is_refused_before_anything_runs(tmp_pat
 
 def test_a_template_with_a_mistake_is_refused(tmp_path):
     notebook = json.loads(TEMPLATE.read_text())
-    notebook["cells"][-1]["source"] = "def broken(:"
+    notebook["cells"][9]["source"] = "def broken(:"
     (tmp_path / "broken.ipynb").write_text(json.dumps(notebook))
     with pytest.raises(SweepError, match=r"broken\.ipynb: cell 10: invalid syntax"):
         run_sweep(tmp_path / "broken.ipynb", [{"places": 1}], "wrong", tmp_path)

@@ -29,9 +29,7 @@ def line_buffers() -> list[dict[str, Any]]:
 
 SWEEPS: dict[str, Iterable[Mapping[str, Any]]] = {  # template -> the points
     "line_buffers": line_buffers(),
-    "solver_limits": Space(
-        {"instance": ["la38", "ta01", "ta11"], "workers": [1, 2, 4, 8], "limit": [3.2]}, seeds=range(3)
-    ),
+    "solver_limits": Space({"instance": ["la38", "ta11"], "workers": [1, 2, 4, 8], "limit": [3.2]}, seeds=range(3)),
     "backbone_size": Space(
         {
             "backbone": ["resnet_small", "swin_demo", "mobilenetv3_small_050"],

@@ -30,6 +30,7 @@ from ..core.settings import settings
 # %% ../../nbs/sweeps/20_results.ipynb #65e24a07
 _SMALL, _NOTEBOOK = 2_000_000, 50_000_000  # bytes
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")  # of parameters and results
+_TAKEN = {"run", "how"}  # what results() calls a run's id, and how it ended: a parameter or a result gets a _ more
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of runs and sweeps
 
 
@@ -112,6 +113,7 @@ def plain(
 def _numbers(data: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:  # results, and what is wrong
     good, wrong = {}, []
     for name, value in list(data.items())[:500]:
+        name = f"{name}_" if name in _TAKEN else name
         if not _NAME.fullmatch(name):
             wrong.append(f"{name[:64]!r} is no name for a result")
         elif value is None:
@@ -138,6 +140,7 @@ def read_sweep_run(
         given = record.get("parameters")
         if not isinstance(given, dict):
             raise StoreError("it names no parameters", "run.json")
+        given = {f"{name}_" if name in _TAKEN else name: value for name, value in given.items()}
         parameters = {name: plain(value) for name, value in given.items() if _NAME.fullmatch(name)}
         wrong += [f"{name[:64]!r} is no name for a parameter" for name in given if not _NAME.fullmatch(name)]
     except (StoreError, RecursionError) as e:
@@ -336,7 +339,8 @@ def swept(self: Sweep) -> dict[str, list[Any]]:  # parameter -> its values, in o
     if self.axes is not None:
         return self.axes
     asked = self.about.get("axes")
-    asked = {n: v for n, v in asked.items() if _NAME.fullmatch(n)} if isinstance(asked, dict) else {}
+    asked = {f"{n}_" if n in _TAKEN else n: v for n, v in asked.items()} if isinstance(asked, dict) else {}
+    asked = {n: v for n, v in asked.items() if _NAME.fullmatch(n)}
     readable = [run.parameters for run in self.runs if run.readable and run.parameters]
     self.axes = {}
     for name in dict.fromkeys([*asked, *(n for p in readable for n in p)]):
@@ -373,6 +377,9 @@ def to_dataframe(self: Sweep) -> pd.DataFrame:  # run, how, parameters, results,
     return pd.DataFrame(data)
 
 # %% ../../nbs/sweeps/20_results.ipynb #cb57b838
+_CELLS = 50_000_000  # of an array that is still made
+
+
 @patch
 def results(
     self: Sweep,
@@ -384,7 +391,7 @@ def results(
     cells = math.prod(len(values) for values in axes.values())
     if by_run or not axes or (by_run is None and cells > 8 * len(runs) + 64):
         return _by_run(self, runs, arrays)
-    if cells > 50_000_000:
+    if cells > _CELLS:
         raise SweepError(f"{cells:,} combinations", f"sweep {self.name}", "take results(by_run=True)")
     places = [{value: i for i, value in enumerate(values)} for values in axes.values()]
     columns = [
@@ -454,37 +461,48 @@ def _with_arrays(sweep: Sweep, data: xr.Dataset, runs, shape: tuple, index: tupl
         for name, array in arrays.items():
             if which is True or name in which:
                 found.setdefault(str(name), {})[i] = array
+    dims = list(data.dims)
     for name, of_run in found.items():
         first = next(iter(of_run.values()))
-        if name in data.variables or set(first.dims) & set(data.dims):
-            sweep.problems.append(
-                f"array {name!r}: its name, or one of its dimensions, is that of a parameter or a result"
-            )
-        else:
-            data[name] = _joined(sweep, name, of_run, shape, index, list(data.dims))
+        if name in data.variables or set(first.dims) & set(dims):
+            what = "its name, or one of its dimensions, is that of a parameter or a result"
+            sweep.problems.append(f"array {name!r}: {what}")
+            continue
+        try:
+            joined = _joined(sweep, name, of_run, shape, index, dims)
+            data = xr.merge([data, joined.to_dataset()], join="outer", combine_attrs="override")
+        except ValueError as e:  # a label that is there twice, too many numbers
+            sweep.problems.append(f"array {name!r}: {e}")
     return data
 
 
 def _joined(
     sweep: Sweep, name: str, of_run: dict[int, xr.DataArray], shape: tuple, index: tuple, dims: list
-) -> xr.DataArray:
+) -> xr.DataArray:  # ValueError: they do not go together
     "Arrays of runs as one: their labels are joined, what a run does not have is NaN."
-    first, *rest = of_run.values()
-    fits = {
-        i: a
-        for i, a in of_run.items()
-        if a.dims == first.dims and (a.sizes == first.sizes or set(a.coords) == set(first.coords))
-    }
+    first = next(iter(of_run.values()))
+    fits = {i: _numbered(a) for i, a in of_run.items() if a.dims == first.dims and set(a.coords) == set(first.coords)}
     if left := len(of_run) - len(fits):
         sweep.problems.append(f"array {name!r}: {left} runs have it in another shape")
     arrays = list(fits.values())
-    if any(a.sizes != first.sizes or any(not a[d].equals(first[d]) for d in a.coords) for a in rest):
+    if not all(_same_labels(a, arrays[0]) for a in arrays):
         arrays = xr.align(*arrays, join="outer")
+    if math.prod(shape) * arrays[0].size > _CELLS:
+        raise ValueError(f"{math.prod(shape):,} times {arrays[0].size:,} numbers are too many")
     values = np.full((*shape, *arrays[0].shape), np.nan)
     for i, array in zip(fits, arrays):
         values[tuple(column[i] for column in index)] = array.values
-    labels = {d: arrays[0][d] for d in arrays[0].dims if d in arrays[0].coords}
-    return xr.DataArray(values, labels, [*dims, *arrays[0].dims], name, first.attrs)
+    labels = {d: arrays[0][d] for d in first.dims}
+    return xr.DataArray(values, labels, [*dims, *first.dims], name, first.attrs)
+
+
+def _numbered(array: xr.DataArray) -> xr.DataArray:
+    "With its places as labels, where it has none."
+    return array.assign_coords({d: np.arange(array.sizes[d]) for d in array.dims if d not in array.coords})
+
+
+def _same_labels(a: xr.DataArray, b: xr.DataArray) -> bool:
+    return a.sizes == b.sizes and all(a[d].equals(b[d]) for d in a.dims)
 
 # %% ../../nbs/sweeps/20_results.ipynb #00bc3c48
 _CODECS = {None, "blosc", "zlib", "zstd", "lz4", "gzip", "bytes", "crc32c"}
