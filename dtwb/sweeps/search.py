@@ -259,7 +259,7 @@ def search(
 
 def _left(study: optuna.Study, trials: int) -> int:
     "How many trials nobody has made, or is making."
-    take_back(study)
+    take_back(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
     return max(0, trials - sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False)))
 
 
