@@ -58,7 +58,9 @@ def make(
     target = target or RECORDED / f"{name}.tar.xz"
     aside = target.with_name(f".{target.name}.tmp")
     with tarfile.open(aside, "w:xz", preset=9) as file:  # one stream: what all notebooks share is kept once
-        file.add(folder, folder.name, filter=lambda one: None if Path(one.name).name.startswith(".") else one)
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith("."):  # the index, the lock, what was interrupted
+                file.add(path, f"{folder.name}/{path.name}")
     return aside.replace(target)
 
 # %% ../../nbs/sweeps/30_recorded.ipynb #5125009d
