@@ -39,7 +39,7 @@ SWEEPS: dict[str, Iterable[Mapping[str, Any]]] = {  # template -> the points
         },
         seeds=range(3),
     ),
-    "loop_worth": Space({"failures": [0.5, 1.0, 2.0, 4.0, 8.0], "orders": [0], "replan": [0.2]}, seeds=range(12)),
+    "loop_worth": Space({"failures": [0.5, 1.0, 2.0, 4.0, 8.0], "orders": [0], "replan": [0.2]}, seeds=range(8)),
     "stability_weight": Space(
         {"weight": [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], "jobs": [15], "limit": [2.0]}, seeds=range(5)
     ),
@@ -58,7 +58,9 @@ def make(
     target = target or RECORDED / f"{name}.tar.xz"
     aside = target.with_name(f".{target.name}.tmp")
     with tarfile.open(aside, "w:xz", preset=9) as file:  # one stream: what all notebooks share is kept once
-        file.add(folder, folder.name, filter=lambda one: None if Path(one.name).name.startswith(".") else one)
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith("."):  # the index, the lock, what was interrupted
+                file.add(path, f"{folder.name}/{path.name}")
     return aside.replace(target)
 
 # %% ../../nbs/sweeps/30_recorded.ipynb #5125009d

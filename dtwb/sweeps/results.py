@@ -92,6 +92,7 @@ class SweepRun:
     seconds: float = math.nan  # that it took
     error: str = ""  # what it failed of
     problem: str = ""  # what is wrong with its folder
+    code: str = ""  # the version of the template and of what it imports
 
     @property
     def readable(self) -> bool:
@@ -152,7 +153,7 @@ def read_sweep_run(
     seconds = (ended - started).total_seconds() if started and ended else math.nan
     error = str(record.get("error") or "")[:2000]
     about = (started.isoformat(timespec="seconds") if started else "", seconds, error)
-    return SweepRun(id, how, parameters, result, *about, "; ".join(wrong[:5]))
+    return SweepRun(id, how, parameters, result, *about, "; ".join(wrong[:5]), str(record.get("code") or "")[:64])
 
 
 def _moment(text: Any) -> datetime | None:
@@ -218,6 +219,7 @@ class Sweep:
 def load_sweep(
     sweep: str | Path,
     root: Path | None = None,
+    outdated: bool = False,  # with the runs by another version of the code than the sweep's last call had
 ) -> Sweep:
     "Read the runs of a sweep."
     if not isinstance(sweep, Path) and not _RUN.fullmatch(str(sweep)):
@@ -250,6 +252,10 @@ def load_sweep(
         about = read_object(folder / "sweep.json") or {}
     except StoreError as e:
         problems.append(str(e))
+    if not outdated and (code := about.get("code")):
+        now = [run for run in runs if not run.code or run.code == code]
+        problems += [f"{len(runs) - len(now)} runs are by another version of the code"] * (len(now) < len(runs))
+        runs = now
     return Sweep(folder, runs, about, [*problems, *(f"{run.id}: {run.problem}" for run in runs if run.problem)])
 
 # %% ../../nbs/sweeps/20_results.ipynb #c8e22760
@@ -273,7 +279,7 @@ def _read_index(folder: Path, count: int) -> dict[str, tuple[list[int], SweepRun
 
 
 def _checked(run: SweepRun) -> SweepRun:
-    texts = run.how, run.started, run.error, run.problem
+    texts = run.how, run.started, run.error, run.problem, run.code
     tables = run.parameters, run.result
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
         raise ValueError("not written by us")
@@ -608,9 +614,7 @@ def save(
         if path.suffix == ".csv":
             self.to_dataframe().to_csv(aside, index=False)
         elif path.suffix == ".nc":
-            data = self.results(arrays)
-            flags = [name for name, values in data.variables.items() if values.dtype == bool]
-            data.assign({name: data[name].astype("int8") for name in flags}).to_netcdf(aside, engine="scipy")
+            _narrow(self.results(arrays)).to_netcdf(aside, engine="scipy")
         else:
             raise SweepError(f"{path.suffix or 'no ending'!r} is not known", path.name, "take .csv or .nc")
         aside.replace(path)
@@ -618,3 +622,14 @@ def save(
         aside.unlink(missing_ok=True)
         raise SweepError(f"it cannot be written: {e.strerror or e}", path) from None
     return path
+
+# %% ../../nbs/sweeps/20_results.ipynb #20a90004
+def _narrow(data: xr.Dataset) -> xr.Dataset:
+    changed = {}
+    for name, values in data.variables.items():
+        if values.dtype == bool:
+            changed[name] = data[name].astype("int8")
+        elif values.dtype.kind in "iu" and values.size and abs(values.values).max() >= 2**31:
+            changed[name] = data[name].astype(float)
+    wide = {n: float(v) for n, v in data.attrs.items() if isinstance(v, int) and abs(v) >= 2**31}
+    return data.assign(changed).assign_attrs(wide)
