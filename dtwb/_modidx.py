@@ -2285,6 +2285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'dtwb.sweeps.results._joined': ('sweeps/results.html#_joined', 'dtwb/sweeps/results.py'),
                                      'dtwb.sweeps.results._mark': ('sweeps/results.html#_mark', 'dtwb/sweeps/results.py'),
                                      'dtwb.sweeps.results._moment': ('sweeps/results.html#_moment', 'dtwb/sweeps/results.py'),
+                                     'dtwb.sweeps.results._narrow': ('sweeps/results.html#_narrow', 'dtwb/sweeps/results.py'),
                                      'dtwb.sweeps.results._numbered': ('sweeps/results.html#_numbered', 'dtwb/sweeps/results.py'),
                                      'dtwb.sweeps.results._numbers': ('sweeps/results.html#_numbers', 'dtwb/sweeps/results.py'),
                                      'dtwb.sweeps.results._order': ('sweeps/results.html#_order', 'dtwb/sweeps/results.py'),
