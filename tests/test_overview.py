@@ -110,8 +110,7 @@ def test_nothing_there_yet_then_something(tmp_path, visit):
     data.mkdir()
     with served(data) as url:
         page = visit(url)
-        page.wait_for_selector(".dtwb-empty")
-        assert "make demo" in page.locator(".dtwb-empty").inner_text()
+        page.locator(".dtwb-empty").get_by_text("make demo").wait_for()
         with Store.open(f"sqlite:///{data}/dtwb.sqlite") as store:
             make_run(data, store, 4)
         page.wait_for_selector(".dtwb-kpi")
