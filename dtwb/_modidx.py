@@ -2223,6 +2223,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dtwb.sweeps.pictures._check_names': ('sweeps/pictures.html#_check_names', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._crosses': ('sweeps/pictures.html#_crosses', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._ends': ('sweeps/pictures.html#_ends', 'dtwb/sweeps/pictures.py'),
+                                      'dtwb.sweeps.pictures._few_ticks': ('sweeps/pictures.html#_few_ticks', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._height': ('sweeps/pictures.html#_height', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._is_number': ('sweeps/pictures.html#_is_number', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._labelled': ('sweeps/pictures.html#_labelled', 'dtwb/sweeps/pictures.py'),
