@@ -10,9 +10,9 @@ __all__ = ['app', 'AsJson', 'Seed', 'Data', 'MANY', 'sweeps', 'SweepName', 'Para
            'schedule_options', 'check_hint', 'save_plan', 'schedule_facts', 'say_fact', 'say_terms', 'read_problem',
            'Engine', 'simulate', 'simulate_once', 'simulate_many', 'many_facts', 'say_comparison', 'LogFormat',
            'export_log', 'fit', 'say_fit', 'serve', 'info', 'facts', 'sweep_run', 'say_points', 'sweep_shown',
-           'run_points', 'run_search', 'say_sweep', 'say_failed', 'say_found', 'sweep_status', 'sweep_results',
-           'sweep_retry', 'retried', 'forget_superseded', 'ask_password', 'users_add', 'users_list', 'users_role',
-           'users_password', 'users_remove', 'fail', 'main']
+           'run_points', 'run_search', 'say_sweep', 'say_failed', 'say_found', 'sweep_status', 'search_facts',
+           'sweep_results', 'sweep_retry', 'retried', 'forget_superseded', 'ask_password', 'users_add', 'users_list',
+           'users_role', 'users_password', 'users_remove', 'fail', 'main']
 
 # %% ../nbs/cli.ipynb #8a5c47ac
 import errno
@@ -1253,18 +1253,34 @@ def sweep_status(name: SweepName, as_json: AsJson = False):
     sweep = load_sweep(find_sweep(name))
     counts: dict[str, int] = {}
     for run in sweep.runs:
-        counts[run.how] = counts.get(run.how, 0) + 1
-    asked = sweep.about.get("runs")
-    missing = max(0, asked - len(sweep.runs)) if isinstance(asked, int) and "search" not in sweep.about else 0
+        how = "pruned" if run.error.startswith("pruned") else run.how
+        counts[how] = counts.get(how, 0) + 1
+    asked, search = sweep.about.get("runs"), sweep.about.get("search")
+    missing = max(0, asked - len(sweep.runs)) if isinstance(asked, int) and not search else 0
     bad = [run for run in sweep.runs if run.how in ("failed", "cancelled", "unreadable")]
+    bad = [run for run in bad if not run.error.startswith("pruned")]
+    found = search_facts(name) if search else {}
     if as_json:
         failed = [{"run": run.id, "how": run.how, "error": run.error or run.problem} for run in bad]
-        return say_json({"sweep": name, "folder": sweep.folder, "counts": counts, "missing": missing, "failed": failed})
+        told = {"sweep": name, "folder": sweep.folder, "counts": counts, "missing": missing, "failed": failed}
+        return say_json(told | ({"search": found} if search else {}))
     rows = [["template", sweep.about.get("template", "")], ["swept", ", ".join(sweep.swept)]]
     rows += [["started", sweep.about.get("started", "")], ["folder", str(sweep.folder)]]
     rows += [[how, f"{n:,}"] for how, n in counts.items()] + ([["not made yet", f"{missing:,}"]] if missing else [])
+    rows += [[f"search: {what}", str(value)] for what, value in found.items()]
     say_table("", ["", ""], rows)
     say_failed(sweep.folder, bad)
+
+
+def search_facts(name: str) -> dict[str, Any]:  # trials by how they ended, and the best one
+    from dtwb.sweeps.search import load_search
+
+    try:
+        found = load_search(name)
+        trials = {str(how): int(n) for how, n in found.to_dataframe().how.value_counts().items()}
+        return {"trials": trials, "best": found.best}
+    except DtwbError as e:
+        return {"trials": str(e)}
 
 
 @sweeps.command("results", epilog="dtwb sweep results NAME --csv runs.csv --netcdf runs.nc")
@@ -1310,8 +1326,9 @@ def sweep_retry(
     as_json: AsJson = False,
 ):
     "Make the runs again that failed or were cancelled, by the template as it is now."
+    from dtwb.store.database import write_json
     from dtwb.sweeps.arguments import parse_bytes
-    from dtwb.sweeps.results import load_sweep
+    from dtwb.sweeps.results import load_sweep, read_object
 
     sweep = load_sweep(name)
     limits = {"time_limit": time_limit, "memory_limit": parse_bytes(memory_limit) if memory_limit else None}
@@ -1323,11 +1340,12 @@ def sweep_retry(
         )
     if not points:
         return say_json({"sweep": name, "runs": 0}) if as_json else typer.echo(f"{name}: no run has failed")
-    about = (sweep.folder / "sweep.json").read_bytes()
     try:
         run_points(Path(template), list(points.values()), name, track, as_json, **options)
     finally:
-        (sweep.folder / "sweep.json").write_bytes(about)
+        if read_object(sweep.folder / "sweep.json") != sweep.about:  # by other code than the rest: no longer one
+            about = {key: value for key, value in sweep.about.items() if key != "code"}
+            write_json(sweep.folder / "sweep.json", about)
         forget_superseded(sweep.folder, points)
 
 

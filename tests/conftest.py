@@ -66,6 +66,16 @@ def forked():
     server.wait(60)
 
 
+def placed(data: Path) -> dict[str, str]:
+    "Settings: where data and runs are, and that plans are made quickly."
+    return {
+        "DTWB_PATHS__DATA": str(data),
+        "DTWB_PATHS__RUNS": str(data / "runs"),
+        "DTWB_LOOP__PLAN_TIME_LIMIT": "1",
+        "DTWB_LOOP__RESCHEDULE_TIME_LIMIT": "0.1",
+    }
+
+
 class Workbench:
     "Runs `dtwb ...` with data and runs in a folder of its own; gives the finished process."
 
@@ -73,8 +83,7 @@ class Workbench:
         self.data, self.forked = data, forked
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
-        places = {"DTWB_PATHS__DATA": str(self.data), "DTWB_PATHS__RUNS": str(self.data / "runs")}
-        return os.environ | places | variables
+        return os.environ | placed(self.data) | variables
 
     def __call__(self, *args, timeout: int = 600, **variables: str) -> subprocess.CompletedProcess:
         "In a process that has imported all already."

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, placed
 
 FACTORY = ROOT / "data/factories/tile_plant.yaml"
 BUNDLE = ROOT / "models/tile_demo"
@@ -177,7 +177,7 @@ def runs_of(data: Path) -> list[tuple[str, str]]:
 
 def begin(data: Path, *args: str) -> subprocess.Popen:
     "Start `dtwb run` and wait until it has written events."
-    environment = os.environ | {"DTWB_PATHS__DATA": str(data), "DTWB_PATHS__RUNS": str(data / "runs")}
+    environment = os.environ | placed(data)
     command = [sys.executable, "-m", "dtwb.cli", "run", *args]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)

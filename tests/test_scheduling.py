@@ -181,6 +181,11 @@ def test_cpsat_says_what_it_knows_while_it_searches_and_can_be_repeated():
 # --- exact -----------------------------------------------------------------------------------------------------------
 
 
+def patience(problem) -> float:  # s
+    "With buffers the best plan is found, and not proved: that it is the best is what these tests are for."
+    return 3 if problem.buffers else 1000
+
+
 def semi_active(problem, objective):
     "The best objective over all sequences and modes of a plain problem, each operation as early as it can be."
     n, best = len(problem.operations), float("inf")
@@ -263,7 +268,7 @@ def test_cpsat_equals_brute_force_over_times(problem):
     ):
         return
     try:
-        solution = solve(problem, time_limit=6)
+        solution = solve(problem, time_limit=patience(problem))
     except ScheduleError:
         return
     if solution.objective <= 9:
@@ -383,7 +388,7 @@ def test_cpsat_equals_brute_force_over_everything(problem, objective):
     n = len(problem.operations)
     assume(n <= 3)
     try:
-        solution = solve_cpsat(problem, objective, time_limit=20, workers=1)
+        solution = solve_cpsat(problem, objective, time_limit=patience(problem), workers=1)
     except ScheduleError as e:
         if problem.buffers and "in a circle" in str(e):
             return

@@ -11,10 +11,12 @@ import time
 
 import nbformat
 import pytest
-from test_bad_input import refused
 from test_store import postgres  # noqa: F401
+from typer.testing import CliRunner
 
+from dtwb.cli import app
 from dtwb.core.errors import SweepError
+from dtwb.core.settings import settings
 from dtwb.store.database import write_json
 from dtwb.sweeps.record import Pruned, pipes, record
 from dtwb.sweeps.results import load_sweep
@@ -181,80 +183,83 @@ def test_runs_are_in_mlflow_once(tmp_path):
 SQUARE = "from dtwb.sweeps.record import record\nrecord(square=x * x)"
 
 
-def test_what_failed_is_named_and_made_again(workbench, tmp_path):
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    "`dtwb sweep ...` with a folder of its own, in this process; gives what typer's runner gives."
+    monkeypatch.setenv("DTWB_PATHS__RUNS", str(tmp_path / "runs"))
+    settings.cache_clear()
+    yield lambda *words: CliRunner().invoke(app, ["sweep", *map(str, words)])
+    settings.cache_clear()
+
+
+def test_what_failed_is_named_and_made_again(sweep, tmp_path):
     broken = "assert x < 3, 'it is too hot'"
     template = write_template(tmp_path / "square.ipynb", "x = 1", broken, SQUARE)
-    done = workbench("sweep", template, "-p", "x=2,3", "--workers", "1", "--executor", "serial")
-    assert done.returncode == 1, done.stdout + done.stderr
-    folder = workbench.data / "runs" / "square"
+    done = sweep(template, "-p", "x=2,3", "--executor", "serial")
+    assert done.exit_code == 1, done.output
+    folder = tmp_path / "runs" / "square"
     (bad,) = [run for run in load_sweep(folder).runs if run.how == "failed"]
     assert f"run {bad.id}: AssertionError: it is too hot" in done.stderr
     assert str(folder / bad.id / "out.ipynb") in done.stderr and (folder / bad.id / "out.ipynb").exists()
-    assert "1 of 2 runs finished" in " ".join(done.stdout.split())
-    status = json.loads(workbench("sweep", "status", "square", "--json").stdout)
+    assert "1 of 2 runs finished" in done.stdout
+    status = json.loads(sweep("status", "square", "--json").stdout)
     assert status["counts"] == {"finished": 1, "failed": 1} and status["missing"] == 0
     write_template(template, "x = 1", SQUARE)  # mended
-    assert workbench("sweep", "retry", "square", "--executor", "serial").returncode == 0
-    assert [(run.how, run.result) for run in load_sweep(folder).runs if run.parameters["x"] == 3] == [
-        ("finished", {"square": 9.0})
-    ]
-    assert workbench("sweep", "results", "square", "--csv", tmp_path / "runs.csv").returncode == 0
+    assert sweep("retry", "square", "--executor", "serial").exit_code == 0
+    hot = [(run.how, run.result) for run in load_sweep(folder).runs if run.parameters["x"] == 3]
+    assert hot == [("finished", {"square": 9.0})]
+    assert sweep("results", "square", "--csv", tmp_path / "runs.csv").exit_code == 0
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
 
 
-def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(workbench, tmp_path):
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(sweep, tmp_path):
     wait = f"import pathlib, time\nif x == 3 and not pathlib.Path('{tmp_path}/go').exists():\n"
     wait += f"    pathlib.Path('{tmp_path}/reached').touch(); time.sleep(3600)"
     template = write_template(tmp_path / "square.ipynb", "x = 1", wait, SQUARE)
-    command = [sys.executable, "-m", "dtwb.cli", "sweep", str(template), "-p", "x=2,3", "--workers", "1"]
-    pipe = subprocess.PIPE
-    started = subprocess.Popen(command, env=workbench.environment({}), stdout=pipe, stderr=pipe, text=True)
+    arguments = [str(template), "-p", "x=2,3", "--workers", "1"]
+    command = [sys.executable, "-m", "dtwb.cli", "sweep", *arguments]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / "reached").exists() or started.poll() is not None)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=300)
-    assert started.returncode == 130 and len(said.strip().splitlines()) == 1 and "the same command goes on" in said, (
-        said
-    )
-    folder = workbench.data / "runs" / "square"
+    assert started.returncode == 130 and len(said.strip().splitlines()) == 1 and "same command goes on" in said, said
+    folder = tmp_path / "runs" / "square"
     first = [run for run in load_sweep(folder).runs if run.how == "finished"]
     assert [run.parameters["x"] for run in first] == [2]
     (tmp_path / "go").touch()
-    done = workbench(*command[3:], "--json")
-    assert done.returncode == 0 and json.loads(done.stdout)["runs"] == 2, done.stderr
+    done = sweep(*arguments, "--executor", "serial", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["runs"] == 2, done.output
     again = load_sweep(folder).runs
     assert [run.how for run in again] == ["finished"] * 2 and first[0] in again
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["-p", "x=0:1000000000"], "x: 1,000,000,000 points"),
-        (["-p", "x=0:1000", "-p", "y=0:1000", "-p", "seed=0:1000"], "1,000,000,000 points"),
-        (["-p", "z=1"], "it has no parameter 'z' (known: x, y, seed)"),
-        (["-p", "x=warm"], "x: 'warm' is not of type int"),
-        (["-p", "x=5:5"], "'5:5' is empty"),
-        (["-p", "y=0..1"], "--sobol 32"),
-        ([], "there is no parameter to vary"),
-        (["-p", "x=1", "--name", "../up"], "this is no name for a sweep"),
-        (["-p", "x=1", "--memory-limit", "lots"], "'lots' is no size"),
-        (["-p", "y=0..1", "--search", "9"], "name a result: --maximize"),
-        (["-p", "y=0..1", "--search", "9", "--sobol", "4"], "they exclude each other"),
-        (["-p", "y=0..1", "--search", "9", "--maximize", "f", "--sampler", "magic"], "no sampler 'magic'"),
-        (["-p", "x=1", "--scheduler", "tcp://127.0.0.1:8786"], "give --executor dask"),
-    ],
-)
-def test_refused_before_anything_runs(workbench, tmp_path, arguments, said):
+def test_refused_before_anything_runs(sweep, tmp_path):
     template = write_template(tmp_path / "square.ipynb", "x = 1\ny = 0.5\nseed = 0", SQUARE)
-    refused(workbench("sweep", template, *arguments), said)
-    assert not list(workbench.data.glob("runs/*"))
-
-
-def test_no_template_and_no_sweep(workbench, tmp_path):
-    refused(workbench("sweep", tmp_path / "nowhere.ipynb", "-p", "x=1"), "cannot be read")
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), tmp_path / "plain.ipynb")
-    refused(workbench("sweep", tmp_path / "plain.ipynb", "-p", "x=1"), "no cell is tagged `parameters`")
-    refused(workbench("sweep", write_template(tmp_path / "odd.ipynb", "x = 1", "y = ("), "-p", "x=1"), "cell 2")
-    for command in "status", "results", "retry":
-        refused(workbench("sweep", command, "nosuch"), "there is no such sweep")
-    dry = workbench("sweep", write_template(tmp_path / "t.ipynb", "x = 1", SQUARE), "-p", "x=0:50", "--dry-run")
-    assert dry.returncode == 0 and "50 points" in dry.stdout and not list(workbench.data.glob("runs/*"))
+    odd = write_template(tmp_path / "odd.ipynb", "x = 1", "y = (")
+    for arguments, said in (
+        ([template, "-p", "x=0:1000000000"], "x: 1,000,000,000 points"),
+        ([template, "-p", "x=0:1000", "-p", "y=0:1000", "-p", "seed=0:1000"], "1,000,000,000 points"),
+        ([template, "-p", "z=1"], "it has no parameter 'z' (known: x, y, seed)"),
+        ([template, "-p", "x=warm"], "x: 'warm' is not of type int"),
+        ([template, "-p", "x=5:5"], "'5:5' is empty"),
+        ([template, "-p", "y=0..1"], "--sobol 32"),
+        ([template], "there is no parameter to vary"),
+        ([template, "-p", "x=1", "--name", "../up"], "this is no name for a sweep"),
+        ([template, "-p", "x=1", "--memory-limit", "lots"], "'lots' is no size"),
+        ([template, "-p", "y=0..1", "--search", "9"], "name a result: --maximize"),
+        ([template, "-p", "y=0..1", "--search", "9", "--sobol", "4"], "they exclude each other"),
+        ([template, "-p", "y=0..1", "--search", "9", "--maximize", "f", "--sampler", "magic"], "no sampler 'magic'"),
+        ([template, "-p", "x=1", "--scheduler", "tcp://127.0.0.1:8786"], "give --executor dask"),
+        ([tmp_path / "nowhere.ipynb", "-p", "x=1"], "cannot be read"),
+        ([tmp_path / "plain.ipynb", "-p", "x=1"], "no cell is tagged `parameters`"),
+        ([odd, "-p", "x=1"], "odd.ipynb: cell 2"),
+        (["status", "nosuch"], "there is no such sweep"),
+        (["results", "nosuch"], "there is no such sweep"),
+        (["retry", "nosuch"], "there is no such sweep"),
+    ):
+        done = sweep(*arguments)
+        assert isinstance(done.exception, SweepError) and said in str(done.exception), (arguments, done.exception)
+    dry = sweep(template, "-p", "x=0:50", "--dry-run")
+    assert dry.exit_code == 0 and "50 points" in dry.stdout
+    assert not (tmp_path / "runs").exists()

@@ -24,7 +24,7 @@ def starts(schedule):
 
 @pytest.mark.parametrize("objective", ["weighted_tardiness", "makespan", "flow_time"])
 def test_an_undisturbed_plan_comes_out_to_the_last_bit(plant, objective):
-    plan = solve(Problem.from_factory(plant), objective, time_limit=2).schedule
+    plan = solve(Problem.from_factory(plant), objective, time_limit=0.5).schedule
     run = simulate(plant, schedule=plan, disturbances=False)
     assert run.how == "finished"
     assert starts(run.schedule) == starts(plan)
@@ -47,7 +47,7 @@ def test_any_moment_of_a_disturbed_run_can_be_replanned(plant, seed):
         if sim.how is not None:
             break
         state = sim.state()
-        plan = reschedule(plant, state, sim.now, time_limit=0.3, stability=None)
+        plan = reschedule(plant, state, sim.now, time_limit=0.1, stability=None)
         todo = {
             (id, visit)
             for id, job in state.jobs.items()
@@ -71,7 +71,7 @@ def test_replanned_without_disturbances_the_plan_comes_out_again(plant):
     for now in (1230.0, 4000.0, 7200.0, 12345.0, 20000.0):
         sim = Simulation(plant, plan, disturbances=False)
         sim.run_until(now)
-        new = reschedule(plant, sim.state(), now, time_limit=0.3, stability=None)
+        new = reschedule(plant, sim.state(), now, time_limit=0.1, stability=None)
         sim.set_schedule(new.schedule, "again")
         sim.run_until(1e9)
         assert sim.how == "finished"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from browser import PLANT, picture, pixels, still, until, watched
+from browser import PLANT, fits, picture, pixels, still, until, watched
 from conftest import ROOT
 
 from dtwb.core.events import EventBus
@@ -151,6 +151,6 @@ def test_a_broken_bundle_is_said_in_place(site, browser):
             choose(page, "Model", "tile_demo")
             page.locator(".dtwb-verdict").wait_for()
             page.get_by_text("the file was changed").wait_for(state="detached")
-            page.wait_for_function("() => document.scrollingElement.scrollWidth <= 420")
+            fits(page)
     finally:
         shutil.rmtree(folder)

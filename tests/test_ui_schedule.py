@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import colors, picture, pixels, until
+from browser import colors, fits, picture, pixels, until
 
 from dtwb.core.errors import AccessError
 from dtwb.scheduling.pictures import CHANGES
@@ -101,16 +101,15 @@ def test_cancel_keeps_the_best_and_what_cannot_be_is_explained(site, visit):
         return np.median(shown) < 60 and (shown[:, :90].min(axis=2) > 150).sum() > 100  # the names of the machines
 
     until(page, lambda: pixels(picture(page.locator(".bk-Figure").first)), dark)
-    page.set_viewport_size({"width": 420, "height": 1200})
-    page.wait_for_function("() => document.documentElement.scrollWidth <= 420")
+    fits(page)
 
 
-def a_run(folder: Path, store: Store, plant) -> str:
-    "A short run with a plan."
-    plan = simulate(plant, rule="edd", disturbances=False).schedule
+def a_run(folder: Path, store: Store, plant, planned: bool = True) -> str:
+    "A short run, with a plan or by a rule."
+    how = {"schedule": simulate(plant, rule="edd", disturbances=False).schedule} if planned else {"rule": "edd"}
     with run_folder("simulation", name=plant.name, store=store, root=folder) as run:
         plant.save(run.folder / "factory.yaml")
-        for event in simulate(plant, schedule=plan, seed=1, until=3600).events:
+        for event in simulate(plant, seed=1, until=3600, **how).events:
             run.writer(event)
     return run.id
 
@@ -140,3 +139,18 @@ def test_a_run_without_a_readable_factory_says_so(tmp_path):
         app = Schedules(store)
         assert "bufer: there is no such field" in app.picture.view[0][0].object
         assert app.run_button.disabled
+
+
+def test_a_run_without_a_plan_shows_what_was_done(tmp_path):
+    from browser import PLANT
+
+    with Store.open(f"sqlite:///{tmp_path}/dtwb.sqlite") as store:
+        a_run(tmp_path, store, PLANT, planned=False)
+        app = Schedules(store)
+        assert "There is no plan: solve to make one." in app.bodies["kpis"][0].object
+        assert [type(view).__name__ for view in app.picture.view] == ["Bokeh"]  # no row of what a plan would use
+        assert app._table().kind.unique().tolist() == ["done"] and "<rect" in app._svg()
+        with run_folder("simulation", store=store, root=tmp_path) as run:
+            PLANT.save(run.folder / "factory.yaml")
+        app.run = run.id
+        assert "Nothing is planned yet" in app.picture.view[0].object

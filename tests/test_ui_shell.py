@@ -26,9 +26,9 @@ def saved(page, name: str, nth: int = 0) -> bytes:
 
 def test_what_fails_says_so_and_the_page_goes_on(site, visit):
     page = visit(site.app("probe"))
-    page.get_by_text("The broken view of run 20260501-a1 cannot be shown").wait_for()
     toast = page.locator("#notistack-container .MuiAlert-root")
     toast.filter(has_text="the second tick failed").wait_for()  # a callback that is called again and again
+    page.get_by_text("The broken view of run 20260501-a1 cannot be shown").wait_for()
     says(page, "a third tick")  # and goes on being called
     button(page, "Mistake").click()
     toast.filter(has_text="probe.txt: there is no such thing (make one)").wait_for()

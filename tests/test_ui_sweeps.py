@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import picture, pixels, still, until
+from browser import fits, picture, pixels, still, until
 
 from dtwb.sweeps.recorded import find_sweep
 from dtwb.sweeps.results import Sweep
@@ -118,3 +118,4 @@ def test_sweeps_that_are_not_there_and_dark(site, visit):
     page.wait_for_selector("canvas")
     page.get_by_label("Toggle theme").click()
     until(page, lambda: np.median(pixels(page.screenshot())), lambda shade: shade < 60)
+    fits(page)

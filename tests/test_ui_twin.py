@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from browser import PLANT, picture, pixels, run_folder, simulate, still, until, watched
 
+from dtwb.core.schedule import STATUS_COLORS
+
 pytestmark = pytest.mark.browser
 STAGE = """() => {
   const find = v => v.ipy_view?.scene ? v.ipy_view : (v.child_views || []).map(find).find(Boolean)
@@ -39,6 +41,24 @@ def shows(page, state) -> None:
     )
 
 
+def drawn(page, state) -> None:
+    "Wait until machines have the colours of a state: looked up in what the browser has, as its shader does."
+    found = lambda: page.evaluate(
+        f"""n => {{
+          const view = ({STAGE})(), now = view.scene.fog.near
+          const rows = view.scene.children[0].children.find(c => c.material?.uniforms?.told).material.uniforms.told
+          const told = rows.value.image.data
+          return [...Array(n).keys()].map(i => {{
+            let row = told[4 * i + 2]
+            for (let k = row; k < told[4 * i + 2] + told[4 * i + 3]; k++) if (told[4 * k] <= now) row = k
+            return told[4 * row + 1]
+          }})
+        }}""",
+        len(state.machines),
+    )
+    until(page, found, [int(STATUS_COLORS[machine.status][1:], 16) for machine in state.machines.values()].__eq__)
+
+
 def moved(before: bytes, after: bytes) -> int:  # pixels
     return int((np.abs(pixels(before) - pixels(after)).max(2) > 30).sum())
 
@@ -51,6 +71,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
         if at != 3600:
             seek(page, at)
         shows(page, run.state(at))
+        drawn(page, run.state(at))
     canvas = page.locator("canvas").first
     before = still(page, canvas)
     page.keyboard.press("Space")
@@ -111,8 +132,7 @@ def test_it_shows_the_state_moves_and_is_asked(site, visit):
 def test_a_run_is_followed_while_it_is_written(site, browser):
     run = simulate(PLANT, rule="edd", seed=5)
     half = len(run.events) // 2
-    # not quiet: once in three runs pythreejs says "Error setting state" when a stretch is sent anew
-    with site.store() as store, watched(browser, 420, 900, quiet=False) as visit:
+    with site.store() as store, watched(browser, 420, 900) as visit:
         with run_folder("live", seed=5, name=PLANT.name, store=store, root=site.data / "runs") as written:
             PLANT.save(written.folder / "factory.yaml")
             for event in run.events[:half]:

@@ -50,7 +50,7 @@ from dtwb.sweeps.study import (
     storage_of,
     take_back,
 )
-from .template import code_version, read_template, run_ids
+from .template import code_version, made_by, read_template, run_ids
 
 # %% ../../nbs/sweeps/12_search.ipynb #12000005
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _measured(plan: Plan, study: optuna.Study, trial: Trial, make_run: Callable)
                 _tell_again(trial, folder, name, place * _STRIDE)
             else:
                 with attended(study, trial, folder, name, place * _STRIDE):
-                    make_run(plan.template, whole, folder, **plan.options)
+                    make_run(plan.template, whole, folder, notebook=notebook, code=plan.code, **plan.options)
         seen.append(_values(plan, folder))
         if name and plan.space.seeds:
             so_far = sum(values[0] for values in seen) / len(seen)
@@ -224,8 +224,8 @@ def search(
     "Look for the point of the space where the template's results are best."
     objectives = _objectives(objectives)
     space = space if isinstance(space, Space) else Space(dict(space), "random", draws=max(1, trials))
-    template, name = Path(template), name or Path(template).stem
-    notebook, folder = read_template(template), (root or settings().path("runs")) / name
+    template, name = Path(template).resolve(), name or Path(template).stem
+    notebook, folder = read_template(template), Path(root or settings().path("runs")).resolve() / name
     if not is_run_name(name):
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")
     if trials < 1:
@@ -259,7 +259,7 @@ def search(
 
 def _left(study: optuna.Study, trials: int) -> int:
     "How many trials nobody has made, or is making."
-    take_back(study)
+    take_back(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
     return max(0, trials - sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False)))
 
 
@@ -294,8 +294,8 @@ def _write_about(plan: Plan, storage: str | None) -> None:
     about |= {
         "runs": runs,
         "axes": {name: [] for name in names},
-        "path": str(plan.template.resolve()),
-        "code": plan.code,
+        "path": str(plan.template),
+        "code": made_by(read_template(plan.template), plan.code),
     }
     shared = storage if storage and "@" not in storage else None  # no password in a file
     kept = {"objectives": plan.objectives, "trials": plan.trials, "sampler": plan.sampler, "seed": plan.seed}

@@ -31,7 +31,7 @@ from ..core.errors import SweepError
 from ..core.settings import settings
 from ..store.database import _parse, _refusal, process_mark
 from .space import Choice, Range, Space, _listed
-from .template import read_template, run_id
+from .template import made_by, read_template
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -102,7 +102,7 @@ class Plan:
         "What must stay as it is when the search goes on."
         space = {name: repr(values) for name, values in self.space.axes.items()}
         conditions = sorted(self.space.only)
-        template = run_id(read_template(self.template), {}, self.code)
+        template = made_by(read_template(self.template), self.code)
         about = {"template": template, "objectives": self.objectives, "space": space, "only": conditions}
         return about | {"seeds": list(self.space.seeds)}
 
@@ -226,8 +226,10 @@ def claim(study: optuna.Study, plan: Plan) -> Trial | None:  # None: there is no
     "Take the next trial."
     with alone(plan.folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        take_back(study)
         trials = study.get_trials(deepcopy=False)
+        if running := [trial for trial in trials if trial.state == TrialState.RUNNING]:
+            take_back(study, running)
+            trials = study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         if not waiting and len(trials) >= plan.trials:
             return None
@@ -239,9 +241,8 @@ def claim(study: optuna.Study, plan: Plan) -> Trial | None:  # None: there is no
         return trial
 
 
-def take_back(study: optuna.Study) -> None:
+def take_back(study: optuna.Study, running: list[FrozenTrial]) -> None:
     "Let the trials of dead workers wait again."
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     silent = set(_storage_of(study)._get_stale_trial_ids(study._study_id)) if running else set()
     for trial in running:
         by = trial.user_attrs.get("by")  # none: it was killed as it took the trial, for nobody else is in `claim`

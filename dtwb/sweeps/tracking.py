@@ -21,6 +21,7 @@ from .results import SweepRun, load_sweep, read_object, read_sweep_run, read_tex
 # %% ../../nbs/sweeps/35_tracking.ipynb #35000005
 _log = logging.getLogger(__name__)
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_QUIET |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # what is said there is the answer
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 

@@ -203,11 +203,11 @@ def _sorted(rows: np.ndarray, stop: float, room: int) -> np.ndarray:  # (room / 
 
 
 def rooms(shots: Shots) -> tuple[int, int]:  # rows of parts and of things
-    "Room for all that is ever there at once, and for what follows within a few seconds."
+    "Room for all that is ever there at once, and for much more that follows: what goes on is sent with each stretch."
     floor = shots.film.layout
     things = len(floor.factory.machines) + len(floor.factory.buffers)
     parts = min(shots.film.most, 20_000) + shots.film.fleet
-    return max(1024, 3 * parts), WIDE * math.ceil(max(512, 4 * things) / WIDE)
+    return max(1024, 3 * parts + 6 * min(parts, 1500)), WIDE * math.ceil(max(512, 16 * things) / WIDE)
 
 # %% ../../nbs/twin/50_reel.ipynb #53e9cecb
 def lit(

@@ -106,6 +106,7 @@ def kpi_series(
     seed: int = 0,
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -117,7 +118,7 @@ def kpi_series(
     if len(ends) == 0:
         raise SimulationError(f"{until:g} s are shorter than a window of {step:g} s", "kpi_series")
     work = partial(_windows, settings={"factory": factory, "until": until} | settings, kpi=kpi, ends=ends)
-    options = {"workers": workers, "executor": executor, "progress": progress, "stop": stop}
+    options = {"workers": workers, "executor": executor, "scheduler": scheduler, "progress": progress, "stop": stop}
     done, stopped = share_out(work, draws_of(n, seed), **options)
     if not done:
         raise Stopped({}, n)
@@ -291,6 +292,7 @@ def plan_replications(
     end: float | None = None,
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,
     progress: Callable[[int, int], Any] | None = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -299,7 +301,7 @@ def plan_replications(
     names = [kpis] if isinstance(kpis, str) else list(kpis)
     values, wanted = np.empty((0, len(names))), half_width or {}
     asked = getattr(stop, "is_set", stop)
-    where = {"start": start, "end": end, "workers": workers, "executor": executor, "stop": stop}
+    where = {"start": start, "end": end, "workers": workers, "executor": executor, "scheduler": scheduler, "stop": stop}
 
     def sample(first: int, n: int, column: int) -> np.ndarray:
         nonlocal values

@@ -35,6 +35,7 @@ def share_out(
     items: Sequence[Any],
     *,
     executor: str = "auto",  # auto: workers where they are worth while; or one of core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
     workers: int | None = None,
     progress: Any = None,
     stop: Any = None,
@@ -58,6 +59,7 @@ def share_out(
             executor = "serial" if first * (total - len(done)) < 2 else "local"
         rest = {
             "executor": "local" if executor == "auto" else executor,
+            "scheduler": scheduler,
             "workers": workers,
             "progress": report,
             "stop": stop,
@@ -116,6 +118,7 @@ def run_replications(
     end: float | None = None,  # s
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,
     stop: Any = None,
 ) -> tuple[
@@ -131,7 +134,9 @@ def run_replications(
 
     function = partial(_replications, scenarios=scenarios, start=start, end=end)
     told = report if callable(progress) else progress
-    done, stopped = share_out(function, chunks, executor=executor, workers=workers, progress=told, stop=stop)
+    done, stopped = share_out(
+        function, chunks, executor=executor, scheduler=scheduler, workers=workers, progress=told, stop=stop
+    )
     if stopped and len(done) * size < 2:
         raise Stopped(dict(enumerate(done)), len(draws))
     if stopped:
@@ -156,6 +161,7 @@ def replicate(
     end: float | None = None,  # s; None: the end of each run
     antithetic: bool = False,  # pairs with opposite luck; n is even then
     executor: str = "auto",  # see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,  # a callback, a label, or True for a bar
     stop: Any = None,  # asked whether to stop
     **settings: Any,  # more of what `simulate` takes: until, disturbances, inspect, controller, engine
@@ -164,7 +170,15 @@ def replicate(
     if n < 1:
         raise SimulationError(f"at least one replication, not {n}", "n")
     scenario, draws = {"factory": factory, "schedule": schedule, "rule": rule} | settings, draws_of(n, seed, antithetic)
-    where = {"start": start, "end": end, "workers": workers, "executor": executor, "progress": progress, "stop": stop}
+    where = {
+        "start": start,
+        "end": end,
+        "workers": workers,
+        "executor": executor,
+        "scheduler": scheduler,
+        "progress": progress,
+        "stop": stop,
+    }
     results, stopped = run_replications({"": scenario}, draws, **where)
     return _dataset(*results[""], factory, draws, stopped)
 
@@ -204,6 +218,7 @@ def compare(
     start: float = 0.0,  # s; what happens before does not count
     end: float | None = None,  # s; None: the end of each run
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of all scenarios that do not say otherwise: rule, until, ...
@@ -212,7 +227,15 @@ def compare(
     full = plan_scenarios(scenarios, factory, settings)
     if len(full) < 2 or n < 2:
         raise SimulationError(f"{len(full)} scenarios and {n} replications", "compare", "at least two of each")
-    where = {"start": start, "end": end, "workers": workers, "executor": executor, "progress": progress, "stop": stop}
+    where = {
+        "start": start,
+        "end": end,
+        "workers": workers,
+        "executor": executor,
+        "scheduler": scheduler,
+        "progress": progress,
+        "stop": stop,
+    }
     results, stopped = run_replications(full, draws_of(n, seed, antithetic), **where)
     names = [name for name, value in results[next(iter(full))][0].items() if value.ndim == 1]
     values = np.array([np.stack([results[name][0][k].astype(float) for k in names], 1) for name in full])

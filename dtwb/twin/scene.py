@@ -184,9 +184,7 @@ class Scene:
 
     @cached_property
     def stage(self) -> Stage:  # the widgets; made when first asked for
-        stage = Stage(self.film, self.width, self.height, self.smooth)
-        set_stage(stage, self.moment.time)
-        return stage
+        return Stage(self.film, self.width, self.height, self.smooth, self.moment.time)
 
     @cached_property
     def words(self) -> Any:  # the legend as a widget

@@ -87,20 +87,22 @@ def _segments(points: np.ndarray, color: str) -> Any:
     return three.LineSegments(geometry=geometry, material=three.LineBasicMaterial(color=color, fog=False))
 
 
-def _names(floor: Layout) -> list[Any]:
-    "The machines' names; none where they would be a thicket."
+def _names(floor: Layout, pixel: float) -> list[Any]:  # `pixel`: of the picture, as a share of how far it is away
+    "The machines' names, as large from near as from far; none where they would be a thicket."
     three = _three()
     named = [(m.id, point) for m, point in zip(floor.factory.machines, floor.machines)]
     named += [("entry", floor.points[0]), ("exit", floor.points[1])]
     found = []
     for name, (x, y) in named if len(named) <= 60 else ():
         texture = three.TextTexture(
-            string=name, color="#808080", size=48, squareTexture=False, minFilter="LinearFilter"
+            string=name, color="#ffffff", size=48, squareTexture=False, minFilter="LinearFilter"
         )
-        sprite = three.Sprite(material=three.SpriteMaterial(map=texture, transparent=True, fog=False))
-        sprite.position = (float(x), float(y), 1.35 * floor.size)
-        sprite.scale = (0.22 * floor.size * len(name), 0.45 * floor.size, 1.0)
-        found.append(sprite)
+        material = three.SpriteMaterial(
+            map=texture, color="#7d7d7d", transparent=True, fog=False, sizeAttenuation=False, depthTest=False
+        )
+        place = (float(x), float(y), 1.7 * floor.size)
+        scale = (7.0 * len(name) * pixel, 14.0 * pixel, 1.0)
+        found.append(three.Sprite(material=material, position=place, scale=scale, renderOrder=9))
     return found
 
 
@@ -132,7 +134,7 @@ def _camera(floor: Layout, aspect: float) -> tuple[Any, Any, np.ndarray]:  # its
     return camera, three.OrbitControls(controlling=camera, maxPolarAngle=1.5), middle
 
 
-_VIEW = np.array([0.0, -0.585, 0.811])  # to where the eye is
+_VIEW = np.array([0.0, -0.5, 0.866])  # to where the eye is
 
 
 def _looking(eye: np.ndarray) -> tuple[float, ...]:
@@ -272,22 +274,29 @@ def _cloud(rows: np.ndarray, height: int) -> tuple[Any, Any]:  # the buffer of t
 class Stage:
     "The widgets of a scene."
 
-    def __init__(self, film: Film, width: int, height: int, smooth: bool = True):
+    def __init__(self, film: Film, width: int, height: int, smooth: bool = True, at: float = 0.0):
         three = _three()
         self.floor, self.shots = film.layout, Shots(film)
         self.rooms = rooms(self.shots)
-        self.reel = reel(self.shots, 0.0, self.rooms)
+        self.reel = reel(self.shots, at, self.rooms)
         self.told, machines = _things(self.floor, self.reel.things)
         self.parts, cloud = _cloud(self.reel.parts, height)
-        self.clock = three.Fog(near=0.0, far=-9.0)
+        self.clock = three.Fog(near=at, far=-9.0)
         self.frame = _frame(self.floor)
         self.camera, self.controls, self.middle = _camera(self.floor, width / height)
         wide, deep = (self.floor.points.max(0) - self.floor.points.min(0) + 4 * self.floor.size).tolist()
         sheet = three.PlaneBufferGeometry(width=wide, height=deep)
-        unseen = three.MeshBasicMaterial(opacity=0, transparent=True, depthWrite=False, fog=False)
+        # ipywidgets finds what a page needs to begin with through plain references, and not among uniforms
+        unseen = three.MeshBasicMaterial(visible=False, map=self.told, fog=False)
         half = (self.floor.points.min(0) + self.floor.points.max(0)) / 2 - self.middle[:2]
         self.sheet = three.Mesh(geometry=sheet, material=unseen, position=[*half.tolist(), 0.3 * self.floor.size])
-        things = [*_ground(self.floor), machines, cloud, self.frame, *_names(self.floor)]
+        things = [
+            *_ground(self.floor),
+            machines,
+            cloud,
+            self.frame,
+            *_names(self.floor, 2 * np.tan(np.radians(45 / 2)) / height),
+        ]
         plant = three.Group(children=things, position=(-self.middle).tolist())  # the controls turn about 0, 0, 0
         self.scene = three.Scene(children=[plant, self.sheet], fog=self.clock, background=None)
         self.start = tuple(self.camera.position)
@@ -317,7 +326,7 @@ def load(
     now = stage.reel
     if now.start <= at < now.stop and (at + ahead < now.stop or at < now.start + ahead / 2):
         return False
-    stage.reel = reel(stage.shots, max(at - ahead / 4, 0.0), stage.rooms)
+    stage.reel = reel(stage.shots, max(at - ahead / 8, 0.0), stage.rooms)
     stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts
     return True
 
@@ -334,7 +343,7 @@ def set_stage(
 def retell(stage: Stage, film: Film, at: float) -> bool:  # False: it needs a new stage
     "The same plant with more events, as in a run that goes on."
     shots = Shots(film)
-    if any(needed > room for needed, room in zip(rooms(shots), stage.rooms)):
+    if 2 * (min(shots.film.most, 20_000) + shots.film.fleet) > stage.rooms[0]:  # little room for what follows
         return False
     stage.shots, stage.reel = shots, reel(shots, max(at, 0.0), stage.rooms)
     stage.told.data, stage.parts.array = stage.reel.things, stage.reel.parts

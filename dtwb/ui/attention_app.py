@@ -26,7 +26,7 @@ from . import attention as at
 from . import parts
 from .jobs import Job
 from .runs import RunApp, RunView
-from .shell import Keys, empty_state, error_panel, exports, log_error, section, sync, toast
+from .shell import ONE_LINE, Keys, empty_state, error_panel, exports, log_error, section, sync, toast
 from dtwb.ui.shots import (
     FILTERS,
     MOST_BYTES,
@@ -35,6 +35,7 @@ from dtwb.ui.shots import (
     generated_shots,
     read_upload,
     shots_of_run,
+    shown_name,
     strip_items,
     thumb,
 )
@@ -440,7 +441,7 @@ class Attention(RunApp):
         self._began = False
         self.index = 0
         self.pick_source = pmui.RadioButtonGroup(
-            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary"
+            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary", sx=ONE_LINE
         )
         self.pick_only = _select("Show", 160, options={label: key for key, label in FILTERS.items()}, value="all")
         self.fresh = pmui.Button(label="Other tiles", size="small", variant="outlined", margin=(12, 6))
@@ -638,7 +639,7 @@ def dropped(self: Attention, data: bytes, name: str) -> None:
 
     def read(report: Any) -> Shot:
         image = read_upload(data, name)
-        label = f"{name}, {image.shape[1]} x {image.shape[0]} px"
+        label = f"{shown_name(name)}, {image.shape[1]} x {image.shape[0]} px"
         return Shot(f"own{len(self.own)}", label, lambda: image, thumb(image))
 
     def done(shot: Shot) -> None:

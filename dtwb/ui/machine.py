@@ -198,7 +198,7 @@ _CARD = """<style>
 .dtwb-card dt, .dtwb-dim { opacity: .75; font-size: .85rem; } .dtwb-card dd { margin: 0; }
 .dtwb-columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 0 2em; }
 .dtwb-columns h4 { margin-top: 0; }
-.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(78px, 1fr)); gap: 6px; }
+.dtwb-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(106px, 1fr)); gap: 6px; }
 .dtwb-figures > div { border: 1px solid #8884; border-radius: 6px; padding: .25em .5em; }
 .dtwb-figures b { display: block; font-size: 1.05rem; font-weight: 600; }
 .dtwb-card button { font: inherit; font-size: .85rem; color: inherit; background: transparent; cursor: pointer;
@@ -266,8 +266,8 @@ def _percent(value: float) -> str:
     return "–" if np.isnan(value) else f"{value * 100:.1f} %"
 
 
-def _figure(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:,.{0 if value == round(value) else 1}f}"
+def _figure(value: float, unit: str = "") -> str:
+    return "–" if np.isnan(value) else f"{value:,.{0 if value == round(value) else 1}f}{unit}"
 
 
 def _range(values: np.ndarray) -> str:
@@ -317,7 +317,7 @@ def plant_html(
         label: (float(data[name]) * factor, unit) for name, (label, factor, unit) in _PLANT.items() if name in data
     }
     tiles = "".join(
-        f"<div data-kpi='{label}'><span class='dtwb-dim'>{label}</span><b>{_figure(value)}{unit}</b></div>"
+        f"<div data-kpi='{label}'><span class='dtwb-dim'>{label}</span><b>{_figure(value, unit)}</b></div>"
         for label, (value, unit) in values.items()
     )
     return (

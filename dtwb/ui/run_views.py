@@ -23,7 +23,7 @@ from ..core.schedule import STATUS_COLORS
 from ..twin.kpis import UNITS, kpis
 from . import parts
 from .board import Card, board_html, cards
-from .flow import FLOW_COLORS, flows, pareto, pareto_frame, sankey
+from .flow import FLOW_COLORS, flows, lost, pareto, pareto_frame, sankey
 from .journal import alarms_frame, alarms_view, at_level, log_of
 from .key_figures import BESIDE, STRIP, Tile, course, shown_in, strip_html, targets, tiles
 from .runs import RunView
@@ -54,8 +54,10 @@ def kpi_tiles(view: RunView) -> list[Tile]:
     return tiles(kpi_frame(view), targets(factory), course(view.trace, factory) if factory else None)
 
 
-def kpi_strip(view: RunView) -> pn.pane.HTML:
+def kpi_strip(view: RunView) -> pn.viewable.Viewable:
     "The key figures, large."
+    if not view.events and not len(view.stored_kpis):
+        return empty_state("Nothing has happened yet.")
     return pn.pane.HTML(strip_html(kpi_tiles(view)), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
 
 # %% ../../nbs/ui/58_run_views.ipynb #ad75b88d
@@ -132,8 +134,7 @@ def material_flow(view: RunView) -> pn.viewable.Viewable:
     if flow.empty:
         return empty_state("No part has moved yet.")
     colors = {kind: FLOW_COLORS[kind] for kind in FLOW_COLORS if kind in set(flow.kind)}
-    notes = {kind: f"{flow.parts[flow.kind == kind].sum():,} parts" for kind in ("rework", "scrap") if kind in colors}
-    legend = pn.pane.HTML(parts.legend_html(colors, notes), margin=(0, 12))
+    legend = pn.pane.HTML(parts.legend_html(colors, lost(view.events)), margin=(0, 12))
     drawn = parts.figure(sankey(flow))
     drawn.min_width = 720  # on a phone it is moved sideways
     place = pn.Column(drawn, sizing_mode="stretch_width", styles={"overflow-x": "auto"})

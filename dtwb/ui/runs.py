@@ -175,6 +175,7 @@ def badge(view: RunView) -> str:
 # %% ../../nbs/ui/06_runs.ipynb #ed4ed839
 LATEST = "latest"
 _REFRESH = 3000  # ms
+_SMALL = 50_000  # events
 
 
 def newest(runs: pd.DataFrame, store: Store) -> str | None:  # its id; None: there is none
@@ -194,6 +195,7 @@ class RunApp(param.Parameterized):
     run = param.Parameter(LATEST, doc="the run's id as in the address, or latest")
     links: ClassVar[dict[str, str]] = {"run": "run"}  # parameter -> its name in the address
     extensions: ClassVar[tuple[str, ...]] = ("tabulator",)  # of Panel
+    early: ClassVar[bool] = True  # drawn before the page is there, while the browser still loads its scripts
 
     def __init__(self, store: Store, **params):
         super().__init__(**params)
@@ -229,10 +231,21 @@ class RunApp(param.Parameterized):
             at_end(store.close)
             one = cls(store)
             sync(one, cls.links)
+            if cls.early and pn.state.curdoc and one.small:
+                one.refresh()
             every(lambda: one._started and one.refresh(), _REFRESH)  # what comes before the page is there is lost
             return [one.badge], [one.page]
 
         return page(title, build, app)
+
+    @property
+    def small(self) -> bool:
+        "Whether nobody waits long before an empty page when the run is read at once."
+        try:
+            run = newest(self.store.runs(limit=50), self.store) if self.run == LATEST else str(self.run)
+            return run is None or self.store.event_count(run) < _SMALL
+        except DtwbError:  # it is said when the page is there
+            return False
 
     # methods that come below, each beside its prose
     start: Callable[..., None]

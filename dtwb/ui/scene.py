@@ -24,6 +24,7 @@ def use_widgets() -> None:
     if pn.state.curdoc and pn.state.curdoc.session_context:  # in a notebook they are there, and this would break them
         widgets: Any = import_module("panel.io.ipywidget")
         widgets.IPyWidget.__css__ = []
+        pn.state.curdoc.template_variables["widgets"] = True  # their script goes into the page's head
 
 
 class ScenePane(pn.pane.IPyWidget):
@@ -58,6 +59,8 @@ _CLOCK_CSS = """
   height: 36px; border: 1px solid #8886; border-radius: 6px; cursor: pointer; padding: 0 8px; }
 .dtwb-clock select option { color: #222; background: #fff; }
 .dtwb-clock button svg { width: 18px; height: 18px; fill: currentColor; display: block; margin: auto; }
+.dtwb-clock button i { font-style: normal; font-size: 13px; margin-left: 5px; }
+.dtwb-clock button.home, .dtwb-clock button.save { display: inline-flex; align-items: center; }
 .dtwb-clock button.main { background: var(--mui-palette-primary-main, #0B4F71);
   color: var(--mui-palette-primary-contrastText, #fff); border-color: transparent; min-width: 44px; }
 .dtwb-clock button[aria-pressed=true].live { background: #009E73; color: #fff; border-color: transparent; }
@@ -86,9 +89,9 @@ const HTML = `<button class="main play" aria-label="Play" title="Play or pause (
   n => `<option value="${n}">${n} \\u00d7</option>`).join("")}</select>
 <button class="live" aria-pressed="false" title="Stay with the newest event">Live</button>
 <button class="home" aria-label="Whole plant" title="Look at the whole plant">${
-  icon("M10 20v-6h4v6h5v-8h3L12 3 2 12h3v8z")}</button>
+  icon("M10 20v-6h4v6h5v-8h3L12 3 2 12h3v8z")}<i>Plant</i></button>
 <button class="save" aria-label="Save the picture" title="Save the picture (PNG)">${
-  icon("M19 9h-4V3H9v6H5l7 7 7-7zM5 18v2h14v-2H5z")}</button>`
+  icon("M19 9h-4V3H9v6H5l7 7 7-7zM5 18v2h14v-2H5z")}<i>PNG</i></button>`
 const two = n => String(Math.floor(n) % 60).padStart(2, "0")
 const clock = s => (s = Math.round(s), `${Math.floor(s / 3600)}:${two(s / 60)}:${two(s)}`)
 """
@@ -106,6 +109,8 @@ class Stage {
     Object.assign(this, { host: view.el, view: view.ipy_view, camera, scene, orbit: controls[0], tallest, tall: [] })
     this.aspect = camera.aspect; this.fov = camera.fov
     this.start = { eye: camera.position.clone(), target: this.orbit.target.clone() }
+    this.names = []
+    scene.traverse(o => { if (o.isSprite) this.names.push([o, o.scale.clone().fromArray(o.ipymodel.get("scale"))]) })
     scene.traverse(o => { if (o.material?.uniforms?.tall) this.tall.push(o.material.uniforms.tall) })
     this.slow = /swiftshader|llvmpipe|software|basic render/i.test(this.card()); this.ratio = 1
     this.observer = new ResizeObserver(() => this.fit()); this.observer.observe(this.host); this.fit(); this.sharpen()
@@ -119,11 +124,18 @@ class Stage {
     this.ratio = ratio; this.view.renderer.setPixelRatio(ratio); this.measure()
   }
   measure() { for (const uniform of this.tall) uniform.value = this.view.renderer.domElement.height }
+  paint(color) {  // names as the page writes
+    if (color === this.color) return
+    this.color = color
+    const plain = `rgb(${color.match(/[0-9.]+/g).slice(0, 3)})`
+    for (const [name] of this.names) name.material.color.set(plain)
+    this.view.tick()
+  }
   sharpen() { this.scale(Math.min(Math.max(devicePixelRatio, 2), 3)) }
   get alive() { return this.host.isConnected && this.view.el.isConnected }
   fit() {
     const width = Math.floor(this.host.clientWidth)
-    const height = Math.round(Math.min(this.tallest, Math.max(width / this.aspect, 220)))
+    const height = Math.round(Math.min(this.tallest, Math.max(width / this.aspect, 180)))
     if (!width || !this.view.renderer || (width === this.width && height === this.height)) return
     Object.assign(this, { width, height })
     this.host.style.height = height + "px"; this.host.style.minHeight = height + "px"
@@ -132,6 +144,9 @@ class Stage {
     camera.aspect = width / height
     camera.fov = 360 / Math.PI * Math.atan(half * Math.max(1, this.aspect / camera.aspect))
     camera.updateProjectionMatrix()
+    const pixels = Math.min(1, Math.max(width / 700, 0.65)) * this.tallest / height  // of a name, as far as it fits
+    const wider = Math.tan(camera.fov * Math.PI / 360) / half
+    for (const [name, scale] of this.names) name.scale.copy(scale).multiplyScalar(pixels * wider)
     this.measure(); this.view.tick()
   }
   home() {
@@ -224,7 +239,7 @@ export function render({ model, view }) {
   play.onclick = toggle
   part(".back").onclick = () => go(t - model.speed); part(".on").onclick = () => go(t + model.speed)
   part(".save").onclick = () => seek()?.save(`twin ${clock(t).replaceAll(":", "-")}.png`)
-  part(".home").onclick = () => { model.lost += 1; seek()?.home() }
+  part(".home").onclick = () => { model.track = []; model.lost += 1; seek()?.home() }
   slider.oninput = () => go(+slider.value)
   speed.onchange = () => { model.speed = +speed.value }
   live.onclick = () => { model.playing = false; model.live = !model.live; show(); run() }
@@ -250,7 +265,10 @@ export function render({ model, view }) {
   model.on("speed", pace)
   model.on("track", () => { if (model.track.length && seek()) { seek().near() } run() })
   for (const name of ["playing", "live", "running"]) model.on(name, () => { show(); run() })
-  const search = setInterval(() => { if (!stage || !stage.alive) { if (seek()) show() } }, 150)
+  const search = setInterval(() => {
+    if ((!stage || !stage.alive) && seek()) show()
+    stage?.paint(getComputedStyle(root).color)
+  }, 150)
   model.on("remove", () => {
     document.removeEventListener("keydown", key, true)
     clearInterval(search); clearTimeout(sender); cancelAnimationFrame(frame); stage?.observer.disconnect()
@@ -320,7 +338,7 @@ class SceneView(pn.viewable.Viewer):
     def _turn(self, *_: Any) -> None:
         at, clock = min(self.clock.time, self.scene.film.end), self.clock
         if clock.ready:
-            self.scene.cue(at, 2.5 * clock.speed if clock.playing else 0.0)
+            self.scene.cue(at, 0.6 * clock.speed if clock.playing else 0.0)
         else:
             self.scene.show(at)
         self.words.object = self.scene.legend

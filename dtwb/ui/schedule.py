@@ -441,14 +441,14 @@ class SchedulePicture:
         self,
         chart: Any,
         bars: pd.DataFrame,  # with corners, in the colours in which they are drawn
-        row: Any,  # utilisation
+        row: Any,  # utilisation; None: there is no plan
         end: float,  # s
         states: Mapping[str, str] | None = None,  # what the colours of the row mean
     ) -> None:
         "Show a chart and its utilisation row."
         self.bars, self.end = bars, end
         figures = []
-        for element in (chart, row):
+        for element in (chart,) if row is None else (chart, row):
             figure: Any = hv.render(element, backend="bokeh")
             figure.x_range = self.x_range
             figures.append(pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=(0, 8)))
@@ -457,7 +457,7 @@ class SchedulePicture:
         figures[0].object.on_change("inner_width", lambda attr, old, new: self._moved())
         self.write_names()
         legend = pn.pane.HTML(legend_html(states or {}), margin=(0, 12), sizing_mode="stretch_width")
-        self.view[:] = [figures[0], *([legend] if states else []), figures[1]]
+        self.view[:] = [figures[0], *([legend] if states else []), *figures[1:]]
 
     def zoom(self, span: float | None, at: float = 0.0) -> None:  # s
         "Show so much time, `at` near its left edge; None: everything."
@@ -472,7 +472,7 @@ class SchedulePicture:
 
     @property
     def width(self) -> int:  # px, of the chart, as the browser tells
-        chart: Any = getattr(self.view[0], "object", None) if len(self.view) > 1 else None
+        chart: Any = getattr(self.view[0], "object", None) if len(self.view) else None
         try:
             return chart.inner_width or 1100
         except (AttributeError, UnsetValueError):

@@ -52,7 +52,7 @@ from dtwb.ui.schedule import (
     utilisation_row,
     working_shares,
 )
-from .shell import clock, empty_state, error_panel, every, exports, guard, section, toast
+from .shell import ONE_LINE, clock, empty_state, error_panel, every, exports, guard, section, toast
 from .users import may, require, user
 from dtwb.ui.what_if import (
     Answer,
@@ -69,7 +69,7 @@ from dtwb.ui.what_if import (
 )
 from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
-from .what_if_panel import GOALS, ONE_LINE, WhatIfPanel, spoken
+from .what_if_panel import GOALS, WhatIfPanel, spoken
 
 # %% ../../nbs/ui/45_schedule_app.ipynb #eb921bf6
 IN_FORCE = "in force"
@@ -369,7 +369,7 @@ def _situated(self: Schedules, found: Situation) -> None:
 
 @patch
 def _lost(self: Schedules, error: Exception) -> None:
-    self.situation = None
+    self.situation, self._shown = None, None
     for name in ("kpis", "answer"):
         self.bodies[name][:] = []
     self.picture.view[:] = [error_panel(error, "The plan", self.view.id)]
@@ -424,27 +424,33 @@ def _draw_chart(self: Schedules) -> None:
         was = moved_frames(answer) if new and self.by == "change" else pd.DataFrame(columns=BARS)
         was = was.assign(band="upper") if "upper" in set(bars.band) else was
         machines = [m for m in view.machines if m in {*bars.lane, *beside.lane, *was.lane}] or view.machines
+        self._shown = bars, beside, machines
+        if bars.empty:
+            self.picture.view[:] = [empty_state("Nothing is planned yet, and nothing was done.")]
+            return
         notes = working_shares(plan) if plan else {}
         placed = cornered(bars, machines)
         drawn = placed if critical else paled(placed)
         chart = gantt(placed, machines, beside, critical, situation.now, was, notes)
-        row = utilisation_row(plan or situation.plan, machines, [f"{m}{notes.get(m, '')}" for m in machines])
+        carried = plan or situation.plan  # what the row is of
+        states = utilisation_legend(carried)
+        names = [f"{m}{notes.get(m, '')}" for m in machines]
+        row = utilisation_row(carried, machines, names) if states else None
         end = max([view.time, *bars.end, *was.end])
-        self.picture.draw(chart, drawn, row, end, utilisation_legend(plan or situation.plan))
+        self.picture.draw(chart, drawn, row, end, states)
         legend = colors if len(colors) <= 24 else {}
         kinds = {kind: hatched(kind) for kind in BESIDE if kind in set(beside.kind)}
         kinds |= {"before": "transparent"} if len(was) else {}
         self.bodies["legend"][:] = [pn.pane.HTML(parts.legend_html(legend | kinds), margin=(2, 12))]
         if self.zoom.value == "All":
             self.picture.zoom(None)
-        self._shown = bars, beside, machines
     except Exception as e:
         self.picture.view[:] = [error_panel(e, "The Gantt chart", view.id)]
 
 
 @patch
 def _table(self: Schedules) -> pd.DataFrame:
-    bars, *_ = self._shown
+    bars, *_ = _exported(self)
     return bars[["kind", "job", "operation", "lane", "start", "end", "group", "detail"]].rename(
         columns={"lane": "machine"}
     )
@@ -452,8 +458,13 @@ def _table(self: Schedules) -> pd.DataFrame:
 
 @patch
 def _svg(self: Schedules) -> str:
-    bars, beside, machines = self._shown
-    return gantt_svg(bars, beside, machines)
+    return gantt_svg(*_exported(self))
+
+
+def _exported(app: Schedules) -> tuple:
+    if app._shown is None:
+        raise ScheduleError("there is no chart to be saved", "schedule", "choose a run that can be shown")
+    return app._shown
 
 # %% ../../nbs/ui/45_schedule_app.ipynb #7669e922
 @patch

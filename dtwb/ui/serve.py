@@ -230,12 +230,14 @@ def build(
     health: Any = None,  # a Health, once there is one
 ) -> dict[str, Any]:  # for `panel.serve`
     "The server's parts, as Panel takes them."
+    from dtwb.ui.early import use_early_pages
     from dtwb.ui.health import health_route
     from dtwb.ui.run_notebook import notebook_routes
     from dtwb.ui.sign_in import Accounts, OAuth, cookie_secret, derived
     from dtwb.ui.users import oauth
 
     serve_extensions()
+    use_early_pages()
     secret = cookie_secret()
     return {
         "address": how.address,
@@ -294,7 +296,7 @@ def serve(
         server.io_loop.add_callback(_greet, url, started, show)
     server.start()
     if warm:
-        server.io_loop.add_callback(health.look)
+        server.io_loop.add_callback(_warm, health)
     if task_id() is not None:
         server.io_loop.add_callback(_end_with, os.getppid(), server)
     signal.signal(signal.SIGTERM, lambda *_: server.io_loop.add_callback_from_signal(server.io_loop.stop))
@@ -306,6 +308,13 @@ def serve(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+
+async def _warm(health: Any) -> None:
+    from dtwb.ui.memory import settle
+
+    await health.look()
+    settle()
 
 
 def _greet(url: str, started: Callable[[str], Any] | None, show: bool) -> None:

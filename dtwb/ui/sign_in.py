@@ -272,8 +272,12 @@ NEEDS = {"users": "admin"}  # app -> the role that may open it; others are open 
 
 def known(handler: Any) -> str | None:  # a name, or "visitor" where nobody signs in; None: has to sign in
     "Who asks."
-    if read_users() is None and not oauth():
-        return "visitor"
+    try:
+        if read_users() is None and not oauth():
+            return "visitor"
+    except SettingsError as e:
+        _log.error("%s", e)
+        raise HTTPError(503, reason="The accounts cannot be read: the log says why") from None
     cookies = {name: morsel.value for name, morsel in handler.request.cookies.items()}
     return name_in(cookies, days=settings().serve.session_hours / 24)
 

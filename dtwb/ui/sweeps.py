@@ -35,6 +35,7 @@ from dtwb.ui.shell import (
     every,
     exports,
     guard,
+    in_turn,
     page,
     section,
     skeleton,
@@ -180,6 +181,7 @@ class Sweeps(param.Parameterized):
         first = wrapping(self.picker, self.bodies["about"])
         self.page = pn.Column(first, self.main, sizing_mode="stretch_width")
         self._busy, self._judged = False, ("", "")
+        self._stop_drawing: Callable[[], None] = lambda: None
         self._watch()
         pn.state.onload(self.refresh)
 
@@ -263,7 +265,11 @@ def _show(self: Sweeps, sweep: Sweep | None) -> None:
     )
     self._draw_strip()
     self._draw_pictures()
-    self._draw_runs()
+    for name in ("table", "parallel", "run"):
+        if not len(self.bodies[name]):
+            self.bodies[name].append(skeleton(320))
+    self._stop_drawing()
+    self._stop_drawing = in_turn(lambda: None, self._draw_runs)  # first what is seen first
     failed = failures_html(sweep)
     self.bodies["failures"][:] = (
         [pn.pane.HTML(failed, sizing_mode="stretch_width", margin=(0, 12, 8, 12))] if failed else []
@@ -486,6 +492,8 @@ def _build() -> tuple[list, list]:
     pn.extension("tabulator")
     app = Sweeps()
     sync(app, {"sweep": "sweep", "result": "result", "ask": "ask", "run": "run"})
+    if pn.state.curdoc:
+        app.refresh()
     every(app.refresh, 10_000)
     return [app.badge], [app.page]
 

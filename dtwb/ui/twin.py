@@ -161,6 +161,7 @@ class Twin(RunApp):
         "part": "part",
     }
     extensions: ClassVar[tuple[str, ...]] = ()
+    early: ClassVar[bool] = False  # what widgets say before anybody listens is lost
     # methods that come below, each beside its prose
     _draw: Any
     _connect: Any
@@ -216,7 +217,7 @@ def _draw(self: Twin, view: RunView) -> None:
     live = view.running and asked is None
     at = story.end if live else 0.2 * story.end if asked is None else min(max(asked, 0.0), story.end)
     scene = Scene(story.factory, story.trace, width=900)
-    scene.height = min(max(scene.height, 320), 480)
+    scene.height = min(max(scene.height, 280), 480)
     scene.show(at)
     self.scene = SceneView(scene, self.speed)
     self.scene.clock.running, self.scene.clock.live = view.running, live

@@ -43,8 +43,11 @@ def read_users(
     path = path or users_file()
     try:
         users = json.loads(path.read_text(encoding="utf-8"))["users"]
-        if any(user["role"] not in ROLES for user in users.values()):
-            raise ValueError("a role that there is not")
+        for name, user in users.items():
+            if user["role"] not in ROLES or not isinstance(user["changed"], str):
+                raise ValueError(f"{name[:64]} has no role that there is, or no date")
+            if not isinstance(user["password"], str | None):
+                raise ValueError(f"{name[:64]} has something else for a password")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

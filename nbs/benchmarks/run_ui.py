@@ -1,11 +1,12 @@
 """Measures the dashboards as `dtwb serve` gives them: first pictures, many visitors, memory, a soak.
 
-    python nbs/benchmarks/run_ui.py all             # some six minutes; writes nbs/benchmarks/ui.json
+    python nbs/benchmarks/run_ui.py all             # some seven minutes; writes nbs/benchmarks/ui.json
     python nbs/benchmarks/run_ui.py first --apps overview,twin --out /tmp/ui.json
 
-`first` looks with Chromium. `load` does not: twenty Chromiums on two cores would measure Chromium. Its visitor fetches
-the page, opens its websocket, pulls the document, says that it is ready, takes whatever comes, and leaves: all that the
-server has to do for a browser. How fluent the twin is, `run_ui_frames.py` measures.
+`first` looks with Chromium and a profile on disk, as people have. `load` and `soak` do not: twenty Chromiums on two
+cores would measure Chromium. Their visitor fetches the page, opens its websocket, pulls the document, says that it is
+ready, takes whatever comes, and leaves: all that the server has to do for a browser. One Chromium comes beside them, to
+see what is left for it. How fluent the twin is, `run_ui_frames.py` measures.
 """
 
 import argparse
@@ -113,15 +114,33 @@ def served(folder: Path) -> Iterator[Server]:
 # with a browser
 
 
+def chromium_path() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*QUIET, *GL])
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=[*QUIET, *GL])
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def fresh_page() -> Iterator[Any]:
+    "A page of a Chromium that has never been anywhere, and keeps what it loads as one at home does."
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=chromium_path(), args=[*QUIET, *GL], viewport={"width": 1440, "height": 1000}
+        )
+        page = context.pages[0]
+        page.add_init_script(COUNT)
+        yield page
+        context.close()
 
 
 def look(page: Any, url: str, app: str) -> dict[str, float]:  # s from the click
@@ -151,24 +170,25 @@ for (const kind of [window.WebGLRenderingContext, window.WebGL2RenderingContext]
 """
 
 
-def first(folder: Path, apps: list[str], fresh: int = 1, again: int = 4) -> list[dict]:
-    "First pictures: `fresh` servers for each app, a browser without anything in its cache; then the same page `again`."
+def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 4) -> list[dict]:
+    "First pictures: a browser without anything in its cache, `fresh` times; then the same page `again`."
     rows = []
-    for app in apps:
-        for _ in range(fresh):
-            with served(folder) as server, chromium() as browser:
-                page = browser.new_page(viewport={"width": 1440, "height": 1000})
-                page.add_init_script(COUNT)
-                url = f"{server.url}/{app}"
-                rows.append(
-                    {"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app)
-                )
-                for _ in range(again):
-                    page.goto("about:blank")
-                    rows.append({"suite": "first", "app": app, "when": "warm"} | look(page, url, app))
-        mine = [row for row in rows if row["app"] == app]
-        told = [f"{when} {[round(r['picture'], 2) for r in mine if r['when'] == when]}" for when in ("cold", "warm")]
-        say(f"first picture of {app}: {', '.join(told)} s")
+    with served(folder) as server:
+        for app in apps:
+            url = f"{server.url}/{app}"
+            for n in range(fresh):
+                with fresh_page() as page:
+                    rows.append(
+                        {"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app)
+                    )
+                    for _ in range(again if n == fresh - 1 else 0):
+                        page.goto("about:blank")
+                        rows.append({"suite": "first", "app": app, "when": "warm"} | look(page, url, app))
+            mine = [row for row in rows if row["app"] == app]
+            told = [
+                f"{when} {[round(r['picture'], 2) for r in mine if r['when'] == when]}" for when in ("cold", "warm")
+            ]
+            say(f"first picture of {app}: {', '.join(told)} s")
     return rows
 
 
@@ -216,7 +236,7 @@ class Visitor:
         self.socket: Any
         self.url, self.bytes, self.kinds, self.socket, self.last = url, 0, [], None, 0.0
 
-    async def come(self, settled: float = 1.5, limit: float = 150.0) -> float:  # s until nothing more came
+    async def come(self, settled: float = 1.0, limit: float = 60.0) -> float:  # s until nothing more came
         "Open the page, wait until no message came for `settled` seconds."
         from bokeh.protocol import Protocol
         from tornado.httpclient import AsyncHTTPClient, HTTPRequest
@@ -285,50 +305,54 @@ async def forgotten() -> None:
     await asyncio.sleep(34)
 
 
-def several(apps: list[str], server: Server, n: int) -> list[str]:
-    return [f"{server.url}/{apps[i % len(apps)]}" for i in range(n)]
+async def visitors(server: Server, app: str, n: int = 20, stay: float = 5.0) -> dict:
+    "What `n` visitors at once cost in one app, and what a browser sees beside them; all leave."
+    url = f"{server.url}/{app}"
+    memory, cpu = server.use()
+    those, waits = await wave([url] * n)
+    memory_in, cpu_in = server.use()
+    begun = time.perf_counter()
+    await asyncio.sleep(stay)
+    watching = (server.use()[1] - cpu_in) / (time.perf_counter() - begun) / n
+    beside = await asyncio.to_thread(look_beside, url, app)
+    for visitor in those:
+        visitor.leave()
+    row = {
+        "suite": "visitors",
+        "app": app,
+        "visitors": n,
+        "memory_before": memory,
+        "memory_a_visitor": (memory_in - memory) / n,
+        "cpu_a_visit": (cpu_in - cpu) / n,
+        "cpu_watching": watching,  # of one core, by one who only looks
+        "wait_median": statistics.median(waits),
+        "wait_longest": max(waits),
+        "bytes_a_visit": statistics.mean(visitor.bytes for visitor in those),
+        "picture_beside": beside,
+    }
+    say(f"visitors, {app}: {json.dumps({k: round(v, 3) for k, v in row.items() if isinstance(v, float)})}")
+    return row
 
 
-async def visitors(server: Server, apps: list[str], n: int = 20, stay: float = 15.0) -> list[dict]:
-    "What `n` visitors at once cost, spread over the apps, and five in each app; all leave."
-    rows = []
-    for name, which in {"all": apps, **{app: [app] for app in apps}}.items():
-        memory, cpu = server.use()
-        those, waits = await wave(several(which, server, n if name == "all" else n // 4))
-        memory_in, cpu_in = server.use()
-        begun = time.perf_counter()
-        await asyncio.sleep(stay if name == "all" else stay / 3)
-        watching = (server.use()[1] - cpu_in) / (time.perf_counter() - begun) / len(those)
-        for visitor in those:
-            visitor.leave()
-        row = {
-            "suite": "visitors",
-            "app": name,
-            "visitors": len(those),
-            "memory_before": memory,
-            "memory_a_visitor": (memory_in - memory) / len(those),
-            "cpu_a_visit": (cpu_in - cpu) / len(those),
-            "cpu_watching": watching,  # of one core, by one who only looks
-            "wait_median": statistics.median(waits),
-            "wait_longest": max(waits),
-            "bytes_a_visit": statistics.mean(visitor.bytes for visitor in those),
-        }
-        if name == "all":
-            await forgotten()
-            row["memory_after"] = server.use()[0]
-        rows.append(row)
-        say(f"visitors, {name}: {json.dumps({k: round(v, 3) for k, v in row.items() if isinstance(v, float)})}")
-    return rows
+def look_beside(url: str, app: str) -> float:  # s, of the second visit
+    with fresh_page() as page:
+        look(page, url, app)
+        page.goto("about:blank")
+        return look(page, url, app)["picture"]
 
 
-async def soak(server: Server, apps: list[str], sessions: int = 200, wide: int = 20) -> list[dict]:
+async def come_and_go(server: Server, apps: list[str], n: int) -> None:
+    those, _ = await wave([f"{server.url}/{apps[i % len(apps)]}" for i in range(n)])
+    for visitor in those:
+        visitor.leave()
+
+
+async def soak_of(server: Server, apps: list[str], sessions: int, wide: int) -> list[dict]:
     "Memory after each `wide` sessions that came and went, and at last when all are forgotten."
     rows = []
     for done in range(0, sessions + wide, wide):
         if done:
-            those, _ = await wave(several(apps, server, wide))
-            for visitor in those:
-                visitor.leave()
+            await come_and_go(server, apps, wide)
         if done in (0, sessions):
             await forgotten()
         memory, cpu = server.use()
@@ -338,20 +362,32 @@ async def soak(server: Server, apps: list[str], sessions: int = 200, wide: int =
 
 
 def load(folder: Path, apps: list[str]) -> list[dict]:
-    "One server: an app's first visitor loads what all share, then many at once, then one after the other."
+    "An app's first visitors load what all share; then many at once in one app after the other."
 
     async def measure(server: Server) -> list[dict]:
-        those, _ = await wave(several(apps, server, 2 * len(apps)))
-        for visitor in those:
-            visitor.leave()
+        await come_and_go(server, apps, 2 * len(apps))
+        rows = [await visitors(server, app) for app in apps]
         await forgotten()
-        return [*await visitors(server, apps), *await soak(server, apps)]
+        rows[-1]["memory_after"] = server.use()[0]
+        return rows
 
     with served(folder) as server:
         return asyncio.run(measure(server))
 
 
-SUITES = {"first": first, "load": load}
+def soak(folder: Path, apps: list[str], sessions: int = 200, wide: int = 20) -> list[dict]:
+    "One server, after twice as many visitors as are there at once."
+
+    async def measure(server: Server) -> list[dict]:
+        for _ in range(2):
+            await come_and_go(server, apps, wide)
+        return await soak_of(server, apps, sessions, wide)
+
+    with served(folder) as server:
+        return asyncio.run(measure(server))
+
+
+SUITES = {"first": first, "load": load, "soak": soak}
 
 
 def write(path: Path, rows: list[dict]) -> None:

@@ -24,7 +24,7 @@ from run_twin import commit  # noqa: E402
 from run_ui import COUNT, big_plant, chromium, say, served, store_run  # noqa: E402
 from scheduling_report import machine  # noqa: E402
 
-SIZES, SPEEDS = (50, 200, 500), (60, 600)
+SIZES, SPEEDS, BEGIN = (50, 200, 500), (60, 600), 60  # s of the run
 
 
 def plant_of(machines: int) -> Any:  # a Factory
@@ -33,7 +33,7 @@ def plant_of(machines: int) -> Any:  # a Factory
     return plant.model_copy(update={"orders": tuple(o.model_copy(update={"quantity": 50}) for o in plant.orders)})
 
 
-def played(page: Any, url: str, server: Any, seconds: float) -> dict:
+def played(page: Any, url: str, server: Any, speed: float, seconds: float) -> dict:
     "Open the twin, play it, and count."
     received = [0, 0]
 
@@ -48,10 +48,11 @@ def played(page: Any, url: str, server: Any, seconds: float) -> dict:
     canvas = time.perf_counter() - begun
     page.wait_for_timeout(2000)
     before, parts = received[0], page.get_by_text(" parts").first.inner_text()
+    end = float(page.locator(".dtwb-clock input").get_attribute("max"))
     page.keyboard.press("Space")
     page.locator(".dtwb-clock[data-playing=true]").wait_for()
     drawn, sent, messages, cpu, start = page.evaluate("() => drawn"), *received, server.use()[1], time.perf_counter()
-    page.wait_for_timeout(seconds * 1000)
+    page.wait_for_timeout(min(seconds, 0.9 * (end - BEGIN) / speed) * 1000)  # as long as it plays
     drawn = page.evaluate("() => drawn") - drawn
     spent = time.perf_counter() - start
     return {
@@ -73,8 +74,8 @@ def measure(folder: Path, sizes: tuple[int, ...], seconds: float) -> list[dict]:
             for speed in SPEEDS:
                 page = browser.new_page(viewport={"width": 1440, "height": 1000})
                 page.add_init_script(COUNT)
-                url = f"{server.url}/twin?run={run}&t=600&speed={speed}"
-                rows.append({"machines": size, "speed": speed} | played(page, url, server, seconds))
+                url = f"{server.url}/twin?run={run}&t={BEGIN}&speed={speed}"
+                rows.append({"machines": size, "speed": speed} | played(page, url, server, speed, seconds))
                 say(f"twin of {size} machines at {speed}: {rows[-1]}")
                 page.close()
     return rows
@@ -83,7 +84,7 @@ def measure(folder: Path, sizes: tuple[int, ...], seconds: float) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--seconds", type=float, default=12.0, help="of playing")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of playing, at most")
     parser.add_argument("--out", type=Path, default=ROOT / "nbs/benchmarks/ui_frames.json")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
