@@ -376,7 +376,10 @@ def plot_sweep(
         drawn = tradeoff(data, wanted[0], against or wanted[-1], x, lines, at)
     else:
         drawn = slices(data, result, x, lines or (next(iter(rest), None) if len(wanted) == 1 else None), at)
-    return _labelled(drawn, {"logx": "x" in log, "logy": "y" in log}, labels or {})
+    options: dict[str, Any] = {"logx": "x" in log, "logy": "y" in log}
+    if "x" in log and kind == "curves" and data.sizes[x] <= 12:
+        options["xticks"] = [(value, _short(value)) for value in data[x].values.tolist()]
+    return _labelled(drawn, options, labels or {})
 
 
 def _check_names(sweep: Sweep, data: xr.Dataset, kind: str, names: Sequence[str]) -> None:
@@ -392,5 +395,10 @@ def _labelled(drawn: Any, options: dict[str, Any], labels: Mapping[str, str]) ->
     for backend in ("bokeh", "matplotlib"):
         now = hv.Store.lookup_options(backend, drawn, "plot").kwargs
         said = {axis: labels[now[axis]] for axis in ("xlabel", "ylabel") if now.get(axis) in labels}
-        drawn = drawn.opts(**options, **said, backend=backend)
+        more = {"hooks": [_few_ticks]} if backend == "matplotlib" and "xticks" in options else {}
+        drawn = drawn.opts(**options, **said, **more, backend=backend)
     return drawn
+
+
+def _few_ticks(plot: Any, element: Any) -> None:
+    plot.handles["axis"].xaxis.set_minor_formatter("")
