@@ -39,7 +39,10 @@ SWEEPS: dict[str, Iterable[Mapping[str, Any]]] = {  # template -> the points
         },
         seeds=range(3),
     ),
-    "loop_worth": Space({"failures": [0.5, 1.0, 2.0, 4.0, 8.0], "orders": [0], "replan": [0.2]}, seeds=range(8)),
+    "loop_worth": [
+        *Space({"failures": [0.5, 1.0, 2.0], "orders": [0], "replan": [0.2]}, seeds=range(12)),
+        *Space({"failures": [4.0], "orders": [0], "replan": [0.2]}, seeds=range(8)),
+    ],
     "stability_weight": Space(
         {"weight": [0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], "jobs": [15], "limit": [2.0]}, seeds=range(5)
     ),
