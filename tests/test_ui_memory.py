@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import panel as pn
 import pytest
@@ -29,7 +30,8 @@ def test_what_was_shown_is_given_back(here, app):
 
     before, views = set(_instances), set(pn.state._views)
     drawn = dashboard(ROOT / f"nbs/apps/{app}.ipynb")
-    assert asyncio.run(failure(drawn)) == ""
+    with ThreadPoolExecutor(1) as thread:  # the browser's driver has a loop in this one
+        assert thread.submit(lambda: asyncio.run(failure(drawn))).result() == ""
     gc.collect()
     assert set(_instances) == before and set(pn.state._views) == views
     assert not [o for o in gc.get_objects() if isinstance(o, RunApp)]

@@ -130,4 +130,4 @@ def test_from_one_dashboard_to_another(site, browser):
         page.keyboard.press("Escape")
         page = visit(site.app("probe"))
         page.wait_for_selector("canvas")
-        until(page, lambda: page.locator(".main-content").evaluate("main => main.scrollWidth"), lambda w: w <= 400)
+        page.wait_for_function("() => document.querySelector('.main-content')?.scrollWidth <= 400")
