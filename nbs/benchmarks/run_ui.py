@@ -305,7 +305,7 @@ async def forgotten() -> None:
     await asyncio.sleep(34)
 
 
-async def visitors(server: Server, app: str, n: int = 20, stay: float = 5.0) -> dict:
+async def visitors(server: Server, app: str, n: int = 20, stay: float = 3.0) -> dict:
     "What `n` visitors at once cost in one app, and what a browser sees beside them; all leave."
     url = f"{server.url}/{app}"
     memory, cpu = server.use()
@@ -376,11 +376,10 @@ def load(folder: Path, apps: list[str]) -> list[dict]:
 
 
 def soak(folder: Path, apps: list[str], sessions: int = 200, wide: int = 20) -> list[dict]:
-    "One server, after twice as many visitors as are there at once."
+    "One server, after as many visitors as are there at once later."
 
     async def measure(server: Server) -> list[dict]:
-        for _ in range(2):
-            await come_and_go(server, apps, wide)
+        await come_and_go(server, apps, wide)
         return await soak_of(server, apps, sessions, wide)
 
     with served(folder) as server:
