@@ -130,4 +130,4 @@ def test_from_one_dashboard_to_another(site, browser):
         page.keyboard.press("Escape")
         page = visit(site.app("probe"))
         page.wait_for_selector("canvas")
-        page.wait_for_function("() => document.querySelector('.main-content')?.scrollWidth <= 400")
+        until(page, lambda: page.locator(".main-content").evaluate("e => e.scrollWidth"), lambda wide: wide <= 400)
