@@ -612,7 +612,7 @@ def save(
     aside = path.with_name(f".{path.name}.tmp")
     try:
         if path.suffix == ".csv":
-            self.to_dataframe().to_csv(aside, index=False)
+            self.to_dataframe().to_csv(aside, index=False, lineterminator="\r\n")
         elif path.suffix == ".nc":
             _narrow(self.results(arrays)).to_netcdf(aside, engine="scipy")
         else:
