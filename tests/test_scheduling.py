@@ -182,8 +182,8 @@ def test_cpsat_says_what_it_knows_while_it_searches_and_can_be_repeated():
 
 
 def patience(problem) -> float:  # s
-    "With buffers the best plan is found, and not proved: that it is the best is what these tests are for."
-    return 3 if problem.buffers else 1000
+    "Some best plans are found, and not proved: that they are the best is what these tests are for."
+    return 3 if problem.buffers else 20
 
 
 def semi_active(problem, objective):
@@ -268,7 +268,7 @@ def test_cpsat_equals_brute_force_over_times(problem):
     ):
         return
     try:
-        solution = solve(problem, time_limit=patience(problem))
+        solution = solve(problem, time_limit=min(6, patience(problem)))
     except ScheduleError:
         return
     if solution.objective <= 9:
