@@ -8,6 +8,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'dtwb.cli._Sweeps': ('cli.html#_sweeps', 'dtwb/cli.py'),
                           'dtwb.cli._Sweeps.parse_args': ('cli.html#_sweeps.parse_args', 'dtwb/cli.py'),
                           'dtwb.cli._cell': ('cli.html#_cell', 'dtwb/cli.py'),
+                          'dtwb.cli._each': ('cli.html#_each', 'dtwb/cli.py'),
                           'dtwb.cli._gpu': ('cli.html#_gpu', 'dtwb/cli.py'),
                           'dtwb.cli._resumable': ('cli.html#_resumable', 'dtwb/cli.py'),
                           'dtwb.cli._tracker': ('cli.html#_tracker', 'dtwb/cli.py'),

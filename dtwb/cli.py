@@ -1143,18 +1143,11 @@ def run_points(
     template: Path, points: Any, name: str, track: str | None, as_json: bool, **options: Any
 ) -> None:  # typer.Exit(1): some run failed
     "Make the runs, and say how they ended."
-    from dtwb.sweeps.results import read_sweep_run
     from dtwb.sweeps.runner import run_sweep
 
     follow = _tracker(track, name)
     with sweep_shown(name, not as_json) as (progress, ended), _resumable(name):
-
-        def each(folder: Path) -> None:
-            ended(read_sweep_run(folder).how)
-            if follow:
-                follow(folder)
-
-        folder = run_sweep(template, points, name, progress=progress, track=each, **options)
+        folder = run_sweep(template, points, name, progress=progress, track=_each(ended, follow), **options)
     say_sweep(folder, list(points), as_json)
 
 
@@ -1162,18 +1155,12 @@ def run_search(
     template: Path, space: Any, name: str, track: str | None, as_json: bool, objectives: dict[str, str], **options: Any
 ) -> None:
     "Search, and say what was found."
-    from dtwb.sweeps.results import read_sweep_run
     from dtwb.sweeps.search import search
 
     follow = _tracker(track, name)
     with sweep_shown(name, not as_json) as (progress, ended), _resumable(name):
-
-        def each(folder: Path) -> None:
-            ended(read_sweep_run(folder).how)
-            if follow:
-                follow(folder)
-
-        found = search(template, space, objectives, name=name, progress=progress, track=each, **options)
+        more = {"progress": progress, "track": _each(ended, follow)} | options
+        found = search(template, space, objectives, name=name, **more)
     say_found(found, as_json)
 
 
@@ -1192,6 +1179,18 @@ def _tracker(track: str | None, name: str) -> Callable[[Path], Any] | None:
     from dtwb.sweeps.tracking import tracker
 
     return tracker(track, name)
+
+
+def _each(ended: Callable[[str], None], follow: Callable[[Path], Any] | None) -> Callable[[Path], None]:
+    "What is done with the folder of each run that has ended."
+    from dtwb.sweeps.results import read_sweep_run
+
+    def each(folder: Path) -> None:
+        ended(read_sweep_run(folder).how)
+        if follow:
+            follow(folder)
+
+    return each
 
 
 def say_sweep(folder: Path, points: list[dict[str, Any]], as_json: bool) -> None:  # typer.Exit(1): a run failed
