@@ -301,7 +301,7 @@ if case == "raises": raise ValueError("as asked")
 """
 ENDS = {
     "exit": "its kernel has left with exit code 7",
-    "killed": "killed by signal 9",
+    "killed": "killed by signal 9; often out of memory",
     "broken": "killed by signal 11",
     "prints": None,
     "shell": None,
@@ -310,7 +310,7 @@ ENDS = {
     "threads": None,
     "leaves": None,
     "removes": "its folder was removed",
-    "kills": "killed by signal 9",
+    "kills": "killed by signal 9; often out of memory",
     "open": None,
     "raises": "ValueError: as asked",
 }
