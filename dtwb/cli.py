@@ -1122,13 +1122,13 @@ def say_points(template: Path, space: Any, trials: int | None, as_json: bool) ->
 def sweep_shown(
     label: str, show: bool
 ) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:  # progress(done, total), ended(how)
-    "Bar, time left and what has failed, on stderr and only where a person looks."
+    "Bar, time left and what has failed, on stderr; a line a minute where there is no terminal."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()]
     columns.append(TextColumn("{task.fields[news]}"))
-    counts = {"finished": 0, "failed": 0, "cancelled": 0}
+    counts, said = {"finished": 0, "failed": 0, "cancelled": 0}, time.monotonic()
     hidden = not (show and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as shown:
         task = shown.add_task(label, total=None, news="")
@@ -1138,7 +1138,15 @@ def sweep_shown(
             news = ", ".join(f"{n} {name}" for name, n in counts.items() if n and (name != "finished"))
             shown.update(task, news=news or "none failed")
 
-        yield lambda done, total: shown.update(task, completed=done, total=total), ended
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            shown.update(task, completed=done, total=total)
+            if show and hidden and time.monotonic() - said >= 60 and done < total:
+                said = time.monotonic()
+                news = "".join(f", {n} {name}" for name, n in counts.items() if n and name != "finished")
+                typer.echo(f"{label}: {done} of {total}{news}", err=True)
+
+        yield progress, ended
 
 
 def run_points(

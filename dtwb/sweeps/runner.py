@@ -28,7 +28,7 @@ from ..core.parallel import available_cores, pmap, reporter
 from ..core.settings import settings
 from ..store.database import finish_folder, versions, write_json
 from .template import code_version, made_by, read_template, run_ids
-from .warm import close_warm_parent, share_of_cores
+from .warm import close_warm_parent, share_of_cores, why_plain
 
 # %% ../../nbs/sweeps/10_runner.ipynb #d5f9cc73
 _log = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ class _Run:
         environment = {"DTWB_RECORD": str(self.aside)}
         child = _fork(self, code, environment) if kernel == "warm" else None
         guard = Guard(self.time_limit, self.memory_limit, self.aside / "log.txt")
+        if kernel == "warm" and child is None:
+            guard.write(f"[a plain kernel, for no warm one can be forked: {why_plain()}]\n")
         try:
             pm.execute_notebook(
                 nbformat.from_dict({key: value for key, value in self.notebook.items() if key != "path"}),

@@ -34,7 +34,7 @@ from ..core.settings import settings
 from ..store.database import write_json
 from .record import pipes
 from .results import Sweep, is_run_name, load_sweep, read_object, read_sweep_run
-from .runner import _has_finished, run_point
+from .runner import _clear, _has_finished, run_point
 from .space import Space, check_space
 from dtwb.sweeps.study import (
     _BEAT,
@@ -249,14 +249,24 @@ def search(
         track = tracker(track, name)
     done = partial(_done, folder, track)
     how = {"executor": executor, "scheduler": scheduler, "workers": workers, "retries": 1, "stop": stop}
-    with suppress(Stopped):
-        while left := _left(study, trials):
-            before = trials - left
-            tell = partial(_said, progress, before, trials) if callable(progress) else progress
-            crashed = lambda item, why: None  # its trial waits again, or has failed
-            make = partial(make_trial, plan, make_run=make_run)
-            pmap(make, range(left), progress=tell, each=done, crashed=crashed, **how)
+    try:
+        with suppress(Stopped):
+            while left := _left(study, trials):
+                before = trials - left
+                tell = partial(_said, progress, before, trials) if callable(progress) else progress
+                crashed = lambda item, why: None  # its trial waits again, or has failed
+                make = partial(make_trial, plan, make_run=make_run)
+                pmap(make, range(left), progress=tell, each=done, crashed=crashed, **how)
+    finally:
+        _put_away(study, folder)
     return Search(folder, study, objectives)
+
+
+def _put_away(study: optuna.Study, folder: Path) -> None:
+    "What the workers had begun when they were ended waits for the next call, and leaves nothing."
+    with suppress(Exception):  # the next call does it, too
+        for trial in take_back(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), True):
+            _clear(folder, trial.user_attrs.get("runs", ()))
 
 
 def _left(study: optuna.Study, trials: int) -> int:

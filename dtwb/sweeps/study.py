@@ -251,18 +251,28 @@ def superseded(trials: Sequence[FrozenTrial]) -> set[int]:  # their numbers
     return {trial.user_attrs["again"] for trial in trials if "again" in trial.user_attrs}
 
 
-def take_back(study: optuna.Study, running: list[FrozenTrial]) -> None:
+def take_back(
+    study: optuna.Study,
+    running: list[FrozenTrial],
+    on_purpose: bool = False,  # whoever has ended the workers has not ended them for what the trials did
+) -> list[FrozenTrial]:  # those that were taken back
     "Let the trials of dead workers wait again."
+    taken = []
     silent = set(_storage_of(study)._get_stale_trial_ids(study._study_id)) if running else set()
     for trial in running:
         by = trial.user_attrs.get("by")  # none: it was killed as it took the trial, for nobody else is in `claim`
         here = by is None or by["host"] == socket.gethostname()
         gone = by is None or process_mark(by["pid"]) != by["process"] if here else trial._trial_id in silent
         if gone:
+            taken.append(trial)
+            if by and on_purpose:
+                by = by | {"attempt": by.get("attempt", 1) - 1}
+                study._storage.set_trial_user_attr(trial._trial_id, "by", by)
             if by and by.get("attempt", 0) >= _ATTEMPTS:
                 give_up(study, trial, "its worker died, again and again")
             else:
                 let_wait(study, trial)
+    return taken
 
 
 def _storage_of(study: optuna.Study) -> Any:
