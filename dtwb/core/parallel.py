@@ -388,7 +388,7 @@ async def _greet(address: str):
     from distributed import Security
     from distributed.comm.core import connect
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):  # a scheduler may be busy
         comm = await connect(address, timeout=5, **Security().get_connection_args("client"))
         comm.abort()
 
@@ -405,7 +405,7 @@ def _dask_client(scheduler: Any, workers: int, retries: int) -> Iterator[Any]:
             if scheduler:  # in a thread: a notebook's has a loop already
                 ThreadPoolExecutor(1).submit(asyncio.run, _greet(scheduler)).result()
             target = scheduler or stack.enter_context(_own_cluster(workers, retries))
-            client = stack.enter_context(Client(target, timeout=5, set_as_default=False))
+            client = stack.enter_context(Client(target, timeout=30, set_as_default=False))
         except (OSError, ValueError, MemoryError) as e:  # the last: bytes of another protocol, taken for a length
             other = isinstance(e, MemoryError | TimeoutError)
             why = "something else listens there" if other else " ".join(str(e).split()[:12])
