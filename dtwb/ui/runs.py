@@ -285,7 +285,11 @@ def _news(self: RunApp) -> None:
         return
     self._offer(run_options(runs, latest))
     run = latest if self.run == LATEST else str(self.run)
-    view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
+    try:
+        view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
+    except StoreError as e:
+        gone = e.what == "there is no such run"
+        raise StoreError(e.what, e.where, "choose another in the list above") if gone else e from None
     self.badge.object = badge(view)
     if self._failed == view.key or (self.view and self.view.key == view.key):
         return
