@@ -459,7 +459,7 @@ class Attention(RunApp):
         self._began = False
         self.index = 0
         self.pick_source = pmui.RadioButtonGroup(
-            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary", sx=ONE_LINE
+            options=SOURCES, value="run", size="small", margin=(10, 6), width=360, button_type="primary", sx=ONE_LINE
         )
         self.pick_only = _select("Show", 160, options={label: key for key, label in FILTERS.items()}, value="all")
         self.fresh = pmui.Button(label="Other tiles", size="small", variant="outlined", margin=(12, 6))
