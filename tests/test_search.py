@@ -15,7 +15,7 @@ from test_store import postgres  # noqa: F401
 from typer.testing import CliRunner
 
 from dtwb.cli import app
-from dtwb.core.errors import SweepError
+from dtwb.core.errors import DtwbError, SweepError
 from dtwb.core.settings import settings
 from dtwb.store.database import write_json
 from dtwb.sweeps.record import Pruned, pipes, record
@@ -260,7 +260,7 @@ def test_refused_before_anything_runs(sweep, tmp_path):
         (["retry", "nosuch"], "there is no such sweep"),
     ):
         done = sweep(*arguments)
-        assert isinstance(done.exception, SweepError) and said in str(done.exception), (arguments, done.exception)
+        assert isinstance(done.exception, DtwbError) and said in str(done.exception), (arguments, done.exception)
     dry = sweep(template, "-p", "x=0:50", "--dry-run")
     assert dry.exit_code == 0 and "50 points" in dry.stdout
     assert not (tmp_path / "runs").exists()

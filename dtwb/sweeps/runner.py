@@ -382,7 +382,10 @@ def _index(folder: Path):
 
 
 def _has_finished(folder: Path) -> bool:
+    "Whether it is there and whole: a result that was cut off is made again."
     try:
+        if (result := folder / "result.json").exists():
+            json.loads(result.read_text(encoding="utf-8"))
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))["how"] == "finished"
     except (OSError, ValueError, KeyError, TypeError):
         return False
