@@ -6,6 +6,7 @@
 __all__ = ['LATEST', 'RunView', 'read_run', 'view_of', 'about_html', 'badge', 'newest', 'run_options', 'RunApp']
 
 # %% ../../nbs/ui/06_runs.ipynb #9a2a81ee
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,10 +165,18 @@ def _about(view: RunView) -> pn.pane.HTML:
     return pn.pane.HTML(about_html(view), margin=(6, 12))
 
 
-def badge(view: RunView) -> str:
+_SILENT = 60.0  # s
+
+
+def badge(
+    view: RunView,
+    silent: float = 0.0,  # s since it last had something new
+) -> str:
     "Simulated, live or replayed, and how old."
     mode = {"live": "live", "replay": "replayed"}.get(view.record["what"], "simulated")
     started, ended, status = (view.record[name] for name in ("started", "ended", "status"))
+    if view.running and silent >= _SILENT:
+        return badge_html(mode, f"silent at {clock(view.time)}, nothing new for {clock(silent)}")
     if view.running:
         return badge_html(mode, f"running, at {clock(view.time)}, started {ago(started)}", running=True)
     return badge_html(mode, f"{status} {ago(ended)}" if ended else f"{status}, started {ago(started)}")
@@ -213,6 +222,7 @@ class RunApp(param.Parameterized):
         self._started = False
         self._failed: Any = None  # key of the view that could not be shown
         self._said: Any = None  # the error that is on the page
+        self._news_at: Any = (None, 0.0)  # key of the view, and when it was first seen
 
     def show(self, view: RunView) -> None:
         "Draw `view` into `content`: it is another run, or there is something new about it."
@@ -285,8 +295,17 @@ def _news(self: RunApp) -> None:
         return
     self._offer(run_options(runs, latest))
     run = latest if self.run == LATEST else str(self.run)
-    view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
-    self.badge.object = badge(view)
+    try:
+        view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
+    except StoreError as e:
+        gone = e.what == "there is no such run"
+        raise StoreError(e.what, e.where, "choose another in the list above") if gone else e from None
+    if self._news_at[0] != view.key:
+        self._news_at = view.key, time.monotonic()
+    silent = time.monotonic() - self._news_at[1]
+    if view.running and silent >= _SILENT:  # has its process ended?
+        self.store.mark_dead_runs()
+    self.badge.object = badge(view, silent)
     if self._failed == view.key or (self.view and self.view.key == view.key):
         return
     self._failed = view.key
