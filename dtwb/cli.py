@@ -11,8 +11,8 @@ __all__ = ['app', 'AsJson', 'Seed', 'Parallel', 'Executor', 'Scheduler', 'Data',
            'read_problem', 'Engine', 'simulate', 'simulate_once', 'simulate_many', 'many_facts', 'say_comparison',
            'LogFormat', 'export_log', 'fit', 'say_fit', 'serve', 'info', 'facts', 'sweep_run', 'say_points',
            'sweep_shown', 'run_points', 'run_search', 'say_sweep', 'say_failed', 'say_found', 'sweep_status',
-           'search_facts', 'sweep_results', 'sweep_retry', 'retried', 'forget_superseded', 'ask_password', 'users_add',
-           'users_list', 'users_role', 'users_password', 'users_remove', 'fail', 'main']
+           'search_facts', 'sweep_results', 'sweep_retry', 'failed_trials', 'retried', 'forget_superseded',
+           'ask_password', 'users_add', 'users_list', 'users_role', 'users_password', 'users_remove', 'fail', 'main']
 
 # %% ../nbs/cli.ipynb #8a5c47ac
 import errno
@@ -1106,6 +1106,8 @@ def sweep_run(
         raise SweepError("they exclude each other", "--sobol, --random, --search", "give one of them")
     if search is None and (maximize or minimize or sampler or storage):
         raise SweepError("there is no search", "--maximize, --minimize, --sampler, --storage", "give --search 50, too")
+    if kernel not in ("warm", "plain"):
+        raise SweepError(f"there is no {kernel!r}", "--kernel", "warm or plain")
     where = where_to_run(workers, executor, scheduler)
     how = "sobol" if sobol else "random" if random or search else "grid"
     space = parse_space(template, parameter or (), how, sobol or random or search or 0, draw_seed)
@@ -1146,13 +1148,13 @@ def say_points(template: Path, space: Any, trials: int | None, as_json: bool) ->
 def sweep_shown(
     label: str, show: bool
 ) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:  # progress(done, total), ended(how)
-    "Bar, time left and what has failed, on stderr and only where a person looks."
+    "Bar, time left and what has failed, on stderr; a line a minute where there is no terminal."
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn()]
     columns.append(TextColumn("{task.fields[news]}"))
-    counts = {"finished": 0, "failed": 0, "cancelled": 0}
+    counts, said = {"finished": 0, "failed": 0, "cancelled": 0}, time.monotonic()
     hidden = not (show and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as shown:
         task = shown.add_task(label, total=None, news="")
@@ -1162,7 +1164,15 @@ def sweep_shown(
             news = ", ".join(f"{n} {name}" for name, n in counts.items() if n and (name != "finished"))
             shown.update(task, news=news or "none failed")
 
-        yield lambda done, total: shown.update(task, completed=done, total=total), ended
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            shown.update(task, completed=done, total=total)
+            if show and hidden and time.monotonic() - said >= 60 and done < total:
+                said = time.monotonic()
+                news = "".join(f", {n} {name}" for name, n in counts.items() if n and name != "finished")
+                typer.echo(f"{label}: {done} of {total}{news}", err=True)
+
+        yield progress, ended
 
 
 def run_points(
@@ -1240,9 +1250,9 @@ def say_sweep(folder: Path, points: list[dict[str, Any]], as_json: bool) -> None
 
 def say_failed(folder: Path, runs: list[Any]) -> None:
     for run in runs[:10]:
-        typer.echo(
-            f"{run.how}: run {run.id}: {run.error or run.problem}\n  see {folder / run.id / 'out.ipynb'}", err=True
-        )
+        place = folder / run.id / "out.ipynb"
+        place = place if place.exists() else place.parent
+        typer.echo(f"{run.how}: run {run.id}: {run.error or run.problem}\n  see {place}", err=True)
     if len(runs) > 10:
         typer.echo(f"... and {len(runs) - 10} more: dtwb sweep status {folder.name}", err=True)
 
@@ -1348,17 +1358,21 @@ def sweep_retry(
     time_limit: TimeLimit = None,
     memory_limit: MemoryLimit = None,
     track: Track = None,
+    storage: Annotated[str | None, typer.Option(help="Of a search, if its study lies elsewhere.")] = None,
     as_json: AsJson = False,
 ):
-    "Make the runs again that failed or were cancelled, by the template as it is now."
+    "Make the runs again that failed or were cancelled, by the template as it is now; of a search, its failed trials."
     from dtwb.store.database import write_json
     from dtwb.sweeps.arguments import parse_bytes
     from dtwb.sweeps.results import load_sweep, read_object
 
     sweep = load_sweep(name)
+    searched = failed_trials(name, storage) if sweep.about.get("search") else None
     limits = {"time_limit": time_limit, "memory_limit": parse_bytes(memory_limit) if memory_limit else None}
     options = limits | where_to_run(workers, executor, scheduler)
     template, points = sweep.about.get("path"), retried(sweep)
+    if searched:
+        points = {run: point for runs in searched.failed().values() for run, point in runs.items()}
     if not isinstance(template, str) or not Path(template).is_file():
         raise SweepError(
             "its template is not there any more", f"sweep {name}", str(template or sweep.about.get("template"))
@@ -1372,6 +1386,14 @@ def sweep_retry(
             about = {key: value for key, value in sweep.about.items() if key != "code"}
             write_json(sweep.folder / "sweep.json", about)
         forget_superseded(sweep.folder, points)
+        if searched:
+            searched.take_up(Path(template))
+
+
+def failed_trials(name: str, storage: str | None) -> Any:  # a Search
+    from dtwb.sweeps.search import load_search
+
+    return load_search(name, storage=storage)
 
 
 def retried(sweep: Any) -> dict[str, dict[str, Any]]:  # run -> its parameters
