@@ -269,7 +269,8 @@ class RunApp(param.Parameterized):
 def start(self: RunApp) -> None:
     "Show the run: at once, or, in a browser, as soon as the page with its skeletons is there."
     self.picker.param.watch(lambda e: e.new and self.param.update(run=e.new), "value")
-    self.param.watch(lambda _: self._started and self.refresh(), "run")
+    anew = lambda _: self._started and pn.state.onload(self.refresh)  # Panel drops what is held before
+    self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
     pn.state.onload(self.refresh)
 

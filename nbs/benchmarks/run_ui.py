@@ -156,6 +156,7 @@ def look(page: Any, url: str, app: str) -> dict[str, float]:  # s from the click
             raise
         say(f"{app}: no picture in {LIMIT} s")
         picture = float(LIMIT)
+    page.wait_for_timeout(300)  # until the browser has noted it
     paint = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0") / 1000
     return {"picture": picture, "paint": paint}
 
