@@ -3802,6 +3802,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'dtwb.ui.jobs': { 'dtwb.ui.jobs.Job': ('ui/jobs.html#job', 'dtwb/ui/jobs.py'),
                               'dtwb.ui.jobs.Job.__init__': ('ui/jobs.html#job.__init__', 'dtwb/ui/jobs.py'),
                               'dtwb.ui.jobs.Job.__panel__': ('ui/jobs.html#job.__panel__', 'dtwb/ui/jobs.py'),
+                              'dtwb.ui.jobs.Job._fill': ('ui/jobs.html#job._fill', 'dtwb/ui/jobs.py'),
                               'dtwb.ui.jobs.Job._tick': ('ui/jobs.html#job._tick', 'dtwb/ui/jobs.py'),
                               'dtwb.ui.jobs.Job.running': ('ui/jobs.html#job.running', 'dtwb/ui/jobs.py'),
                               'dtwb.ui.jobs.Job.start': ('ui/jobs.html#job.start', 'dtwb/ui/jobs.py'),

@@ -58,17 +58,23 @@ class Job(pn.viewable.Viewer):
         self._failed: Any = None
         self._outcome: list = []  # (result, error) once the work is over
         self._ticking: Any = None
-        size: dict[str, Any] = {"width": width} if width else {"sizing_mode": "stretch_width"}
-        self.bar = pmui.LinearProgress(value=0, margin=(10, 10), **size)
-        self.text = pn.pane.HTML("", margin=(2, 10), align="center")
-        self.cancel = pmui.Button(label="Cancel", size="small", variant="outlined", margin=(2, 10))
-        self.cancel.on_click(lambda _: self.stop())
-        row = pn.Row(self.cancel, self.text, styles={"align-items": "center", "flex-wrap": "wrap"})
-        self.view = pn.Column(self.bar, row, visible=False, **size)
+        self._size: dict[str, Any] = {"width": width} if width else {"sizing_mode": "stretch_width"}
+        self.bar: Any = None
+        self.text: Any = None
+        self.cancel: Any = None
+        self.view = pn.Column(visible=False, **self._size)
         at_end(lambda: self.report and self.report.stop())  # there is no button left to disable
 
     def __panel__(self):
         return self.view
+
+    def _fill(self) -> None:  # with the first work: most visitors never start any
+        self.bar = pmui.LinearProgress(value=0, margin=(10, 10), **self._size)
+        self.text = pn.pane.HTML("", margin=(2, 10), align="center")
+        self.cancel = pmui.Button(label="Cancel", size="small", variant="outlined", margin=(2, 10))
+        self.cancel.on_click(lambda _: self.stop())
+        row = pn.Row(self.cancel, self.text, styles={"align-items": "center", "flex-wrap": "wrap"})
+        self.view[:] = [self.bar, row]
 
     @property
     def running(self) -> bool:
@@ -84,6 +90,8 @@ class Job(pn.viewable.Viewer):
         if self.running:
             toast(f"{self.label} is still running", "warning")
             return False
+        if self.bar is None:
+            self._fill()
         self._done, self._failed, self._outcome = done, failed, []
         self.report, self.cancel.disabled = Report(), False
         report = self.report
