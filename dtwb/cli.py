@@ -111,6 +111,10 @@ def run(
     replications: Annotated[
         int, typer.Option(help="Runs per arm in the comparison; 0: only the recorded run.", min=0)
     ] = 8,
+    pace: Annotated[
+        float | None,
+        typer.Option(help="Go by the clock, so many seconds of the plant in one: a dashboard can follow, and plan."),
+    ] = None,
     seed: Seed = 1,
     as_json: AsJson = False,
 ):
@@ -129,6 +133,7 @@ def run(
             objective=objective,
             replications=replications,
             seed=seed,
+            pace=pace,
             progress=update,
         )
     if as_json:

@@ -6,6 +6,7 @@
 __all__ = ['LATEST', 'RunView', 'read_run', 'view_of', 'about_html', 'badge', 'newest', 'run_options', 'RunApp']
 
 # %% ../../nbs/ui/06_runs.ipynb #9a2a81ee
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,7 @@ class RunView:
     events: list[Event]
     detections: pd.DataFrame
     stored_kpis: pd.DataFrame
+    version: int = 0  # of the last plan that was accepted for it, or that it made
 
     @property
     def id(self) -> str:
@@ -61,7 +63,8 @@ class RunView:
 
     @property
     def key(self) -> tuple:  # changes with whatever is to be shown
-        return self.id, self.record["status"], len(self.events), len(self.detections), len(self.stored_kpis)
+        counts = len(self.events), len(self.detections), len(self.stored_kpis)
+        return self.id, self.record["status"], *counts, self.version
 
     @property
     def running(self) -> bool:
@@ -127,14 +130,15 @@ def read_run(
     before: RunView | None = None,  # what was read of it last; only new events are read then
 ) -> RunView:
     "A run from the store."
+    *_, version, _ = store.stamp(run)
     record = store.run(run)
     known = before.events if before else []
     events = [*known, *store.events(run, since=len(known))]
-    return RunView(record, events, store.detections(run), store.kpis(run))
+    return RunView(record, events, store.detections(run), store.kpis(run), version or 0)
 
 
 @pn.cache(max_items=8, policy="LRU")
-def _ended_run(url: str, run: str, status: str, count: int) -> RunView:
+def _ended_run(url: str, run: str, stamp: str) -> RunView:
     with Store.open(url) as store:
         return read_run(store, run)
 
@@ -145,10 +149,10 @@ def view_of(
     before: RunView | None = None,
 ) -> RunView:
     "A run; one that is over is read once for all visitors."
-    status = store.run(run)["status"]
-    if status == "running":
+    stamp = store.stamp(run)
+    if stamp[0] == "running":
         return read_run(store, run, before)
-    return _ended_run(store.url.render_as_string(hide_password=False), run, status, store.event_count(run))
+    return _ended_run(store.url.render_as_string(hide_password=False), run, repr(stamp))
 
 # %% ../../nbs/ui/06_runs.ipynb #30e78e6f
 def about_html(view: RunView) -> str:  # raises FactoryError where the run's factory cannot be read
@@ -213,6 +217,7 @@ class RunApp(param.Parameterized):
         self._started = False
         self._failed: Any = None  # key of the view that could not be shown
         self._said: Any = None  # the error that is on the page
+        self._seen: Any = None  # of the store, at the last glance
 
     def show(self, view: RunView) -> None:
         "Draw `view` into `content`: it is another run, or there is something new about it."
@@ -233,7 +238,7 @@ class RunApp(param.Parameterized):
             sync(one, cls.links)
             if cls.early and pn.state.curdoc and one.small:
                 one.refresh()
-            every(lambda: one._started and one.refresh(), _REFRESH)  # what comes before the page is there is lost
+            every(one.glance, _REFRESH)
             return [one.badge], [one.page]
 
         return page(title, build, app)
@@ -250,6 +255,7 @@ class RunApp(param.Parameterized):
     # methods that come below, each beside its prose
     start: Callable[..., None]
     refresh: Callable[..., None]
+    glance: Callable[..., None]
     _news: Callable[..., None]
     _offer: Callable[..., None]
     _fail: Callable[..., None]
@@ -262,6 +268,37 @@ def start(self: RunApp) -> None:
     self.param.watch(lambda _: self._started and self.refresh(), "run")
     self.main[:] = [skeleton(120), skeleton(320)]
     pn.state.onload(self.refresh)
+
+
+_LOOKS: dict[tuple, tuple[float, Any]] = {}  # what of which store -> when, and what was seen
+
+
+def _seen_by_all(key: tuple, look: Callable[[], Any], age: float = 0.5 * _REFRESH / 1000) -> Any:
+    "What a look gives, which all visitors of this process share for a moment."
+    if len(_LOOKS) > 1000:
+        _LOOKS.clear()
+    if key not in _LOOKS or time.monotonic() - _LOOKS[key][0] > age:
+        _LOOKS[key] = time.monotonic(), look()
+    return _LOOKS[key][1]
+
+
+@patch
+def glance(self: RunApp) -> None:
+    "See whether there is anything new, and only then read and draw."
+    if not self._started:  # what comes before the page is there is lost
+        return
+    store, view = self.store, self.view
+    url = str(store.url)
+    try:
+        seen = [_seen_by_all((url,), store.news)]
+        seen.append(_seen_by_all((url, view.id), lambda: store.stamp(view.id)) if view else None)
+    except StoreError as e:
+        seen = [repr(e)]
+    if seen != self._seen or view is None:
+        self.refresh()
+        self._seen = seen
+    elif (age := badge(view)) != self.badge.object:
+        self.badge.object = age
 
 
 @patch
