@@ -180,6 +180,7 @@ def badge(view: RunView) -> str:
 LATEST = "latest"
 _REFRESH = 3000  # ms
 _SMALL = 50_000  # events
+_IDLE = 4  # times as long as drawing took, nothing is drawn: of a run that goes on, there is always something new
 
 
 def newest(runs: pd.DataFrame, store: Store) -> str | None:  # its id; None: there is none
@@ -218,6 +219,7 @@ class RunApp(param.Parameterized):
         self._failed: Any = None  # key of the view that could not be shown
         self._said: Any = None  # the error that is on the page
         self._seen: Any = None  # of the store, at the last glance
+        self._rests = 0.0  # until when nothing is drawn anew, by time.monotonic
 
     def show(self, view: RunView) -> None:
         "Draw `view` into `content`: it is another run, or there is something new about it."
@@ -294,9 +296,11 @@ def glance(self: RunApp) -> None:
         seen.append(_seen_by_all((url, view.id), lambda: store.stamp(view.id)) if view else None)
     except StoreError as e:
         seen = [repr(e)]
-    if seen != self._seen or view is None:
+    if (seen != self._seen or view is None) and time.monotonic() >= self._rests:
+        began = time.monotonic()
         self.refresh()
-        self._seen = seen
+        self._seen, now = seen, time.monotonic()
+        self._rests = now + _IDLE * (now - began)
     elif (age := badge(view)) != self.badge.object:
         self.badge.object = age
 
