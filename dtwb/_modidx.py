@@ -4149,6 +4149,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.serve.build': ('ui/serve.html#build', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.check_free': ('ui/serve.html#check_free', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.chosen': ('ui/serve.html#chosen', 'dtwb/ui/serve.py'),
+                               'dtwb.ui.serve.expect_leavers': ('ui/serve.html#expect_leavers', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.find_apps': ('ui/serve.html#find_apps', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.first': ('ui/serve.html#first', 'dtwb/ui/serve.py'),
                                'dtwb.ui.serve.header_transform': ('ui/serve.html#header_transform', 'dtwb/ui/serve.py'),
