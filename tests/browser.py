@@ -118,6 +118,11 @@ def until(page, look: Callable[[], Any], right: Callable[[Any], bool] = bool, se
     return found
 
 
+def ready(page) -> None:
+    "The page is there, and the server knows: before that a key is already heard, but not always answered."
+    page.wait_for_function("() => window.Bokeh?.documents?.[0]?.is_idle")
+
+
 def picture(locator) -> bytes:
     "A picture of what is at a place, though it may be drawn anew just now."
     for _ in range(20):

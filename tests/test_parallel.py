@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socketserver
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -161,7 +163,8 @@ def cluster(tmp_path_factory):
     log = (folder / "log").open("w")
     processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)]
     address = wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", (folder / "log").read_text()))[1]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}  # the dtwb that is tested
     for name in "ab":
         command = [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--name", name]
         command += ["--no-dashboard", "--local-directory", str(folder)]
@@ -253,6 +256,44 @@ pathlib.Path(os.environ["DTWB_RECORD"], "result.json").write_text(f'{{"y": {x * 
     assert not list(folder.glob(".*.tmp"))
 
 
+def test_dask_batch_is_whole_though_a_worker_is_killed(cluster, tmp_path):
+    """Who reads image 5 first is killed: each image has one row and one picture all the same."""
+    import cv2
+
+    from dtwb.vision.batch import BatchProcessor
+    from dtwb.vision.inspector import Inspector
+    from dtwb.vision.photos import read_image
+    from dtwb.vision.synthetic import generate_images
+
+    photos, flag = tmp_path / "photos", tmp_path / "died"
+    photos.mkdir()
+    tiles = generate_images(12, seed=5, size=(64, 64))
+    for i in range(12):
+        cv2.imwrite(str(photos / f"{i:02}.png"), tiles.image(i))
+
+    def read(path):
+        if path.name == "05.png" and not flag.exists() and os.getpid() != here:
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path)
+
+    here = os.getpid()
+    inspector = Inspector.load(Path(__file__).parents[1] / "models/tile_demo")
+    alone = BatchProcessor(inspector, read=read).run(photos)
+    out = tmp_path / "seen"
+    spread = BatchProcessor(inspector, read=read).run(photos, out, executor="dask", scheduler=cluster)
+    assert flag.exists() and not spread.failed
+    verdicts = [[(row["name"], row["defect_type"], row["bbox"]) for row in r.rows] for r in (alone, spread)]
+    assert verdicts[0] == verdicts[1] and len((out / "detections.jsonl").read_text().splitlines()) == 12
+    assert len(list(out.glob("*.png"))) == 12
+
+
+def test_dask_worker_with_other_code_refuses(cluster, monkeypatch):
+    monkeypatch.setattr("dtwb.core.parallel._own_code", lambda: "another")
+    with pytest.raises(SettingsError, match=r"dask worker tcp://.*: its dtwb .* is not that of who asks"):
+        pmap(abs, [1], executor="dask", scheduler=cluster)
+
+
 def test_dask_own_cluster(tmp_path):
     def pid(item):
         return os.getpid()
@@ -265,3 +306,17 @@ def test_dask_own_cluster(tmp_path):
 def test_dask_unreachable():
     with pytest.raises(SettingsError, match="no dask scheduler answers"):
         pmap(abs, [1], executor="dask", scheduler="tcp://127.0.0.1:9")
+
+
+def test_dask_says_that_something_else_listens():
+    """Such as the scheduler's own dashboard: dask's client would wait for ever."""
+
+    class Page(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SettingsError, match="no dask scheduler answers"):
+            pmap(abs, [1], executor="dask", scheduler=f"tcp://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()

@@ -301,7 +301,7 @@ if case == "raises": raise ValueError("as asked")
 """
 ENDS = {
     "exit": "its kernel has left with exit code 7",
-    "killed": "killed by signal 9",
+    "killed": "killed by signal 9; often out of memory",
     "broken": "killed by signal 11",
     "prints": None,
     "shell": None,
@@ -310,7 +310,7 @@ ENDS = {
     "threads": None,
     "leaves": None,
     "removes": "its folder was removed",
-    "kills": "killed by signal 9",
+    "kills": "killed by signal 9; often out of memory",
     "open": None,
     "raises": "ValueError: as asked",
 }
@@ -429,3 +429,47 @@ def test_a_sweep_goes_on_where_it_was_interrupted_or_killed(tmp_path):
     other = notebook(tmp_path / "other.ipynb", "x = 1")
     with pytest.raises(SweepError, match=r"it is a sweep of slow\.ipynb"):
         run_sweep(other, [{"x": 1}], "kept", tmp_path)
+
+
+def test_a_run_that_fills_the_disk_is_one_failed_run(tmp_path, monkeypatch):
+    "The disk is full until what that run has written is thrown away."
+    from dtwb.sweeps import runner
+
+    execute = runner._Run.execute
+
+    def full(run, *how):
+        if run.about["parameters"]["x"] == 1:
+            run.prepare()
+            (run.aside / "big").write_text("x")
+            raise OSError(28, "No space left on device")
+        return execute(run, *how)
+
+    monkeypatch.setattr(runner._Run, "execute", full)
+    template = notebook(tmp_path / "fills.ipynb", "x = 0")
+    folder = run_sweep(template, [{"x": x} for x in range(3)], "fills", tmp_path, executor="serial")
+    runs = {run.parameters["x"]: (run.how, run.error) for run in Sweep.load(folder).runs}
+    assert runs[1] == ("failed", "it cannot be written: No space left on device")
+    assert runs[0][0] == runs[2][0] == "finished" and not list(folder.rglob("big"))
+    monkeypatch.setattr(runner, "write_json", lambda *ignored: (_ for _ in ()).throw(StoreError("full")))
+    with pytest.raises(SweepError, match="is the disk full"):
+        run_point(template, {"x": 1}, folder / "other")
+    assert not list(folder.glob("*other*"))
+
+
+@pytest.mark.parametrize("when", ["once it is imported", "from the start"])
+def test_no_kernel_is_forked_where_cuda_is_in_use(tmp_path, monkeypatch, when):
+    "A torch that has a CUDA context: its import is left to each run; where it is there before, so is the whole run."
+    fake = "class cuda:\n    is_initialized = staticmethod(lambda: True)\n"
+    (tmp_path / "torch.py").write_text(fake)
+    if when == "from the start":
+        (tmp_path / "sitecustomize.py").write_text("import torch")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}")
+    template = notebook(tmp_path / "cuda.ipynb", "x = 0", "import torch", "assert torch.cuda.is_initialized()")
+    assert run_point(template, {"x": 1}, tmp_path / "one") == "finished"
+    said = (tmp_path / "one" / "log.txt").read_text()
+    parent = warm_parent(read_template(template), tmp_path, code_version(read_template(template)))
+    if when == "from the start":
+        assert parent is None and "a plain kernel, for no warm one can be forked: CUDA is in use" in said
+    else:
+        assert parent and parent.without == ["import torch"] and "plain" not in said
+    close_warm_parent()

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from browser import colors, pixels, until, watched
+from browser import colors, pixels, ready, until, watched
 
 pytestmark = pytest.mark.browser
 
@@ -105,3 +106,31 @@ def test_keys_belong_to_the_page_except_where_one_types(site, visit):
     page.keyboard.press(" ")  # it was reached by Tab: it is pressed
     page.get_by_text(" left").wait_for()
     button(page, "Cancel").click()
+
+
+def test_from_one_dashboard_to_another(site, browser):
+    run = next(iter(site.runs))
+    with watched(browser) as visit:
+        page = visit(site.app("probe", "level=7"))
+        page.get_by_text("Level: 7").wait_for()
+        ready(page)
+        page.get_by_role("slider").press("ArrowRight")
+        page.wait_for_function("() => location.search.includes('level=8')")
+        page = visit(site.app("probe", f"run={run}"))
+        ready(page)
+        page.get_by_label("Toggle theme").click()
+        page.wait_for_function("() => document.cookie.includes('dtwb_theme=dark')")
+        page.get_by_role("navigation").get_by_role("link", name="Overview").click()
+        page.get_by_text(f"Run {run}").first.wait_for()
+        assert page.get_by_role("link", name="Overview").get_attribute("aria-current") == "page"
+        page.wait_for_selector("canvas")
+        # as dark as the page that one came from
+        until(page, lambda: np.median(pixels(page.screenshot())), lambda shade: shade < 60)
+        ready(page)
+        page.set_viewport_size({"width": 400, "height": 800})
+        page.get_by_label("Open drawer").click()
+        page.get_by_role("navigation", name="Dashboards, menu").get_by_role("link", name="Overview").wait_for()
+        page.keyboard.press("Escape")
+        page = visit(site.app("probe"))
+        page.wait_for_selector("canvas")
+        until(page, lambda: page.locator(".main-content").evaluate("e => e.scrollWidth"), lambda wide: wide <= 400)

@@ -6,6 +6,7 @@
 __all__ = ['Outcome', 'available_cores', 'spawn_seeds', 'ItemError', 'Stopped', 'reporter', 'pmap']
 
 # %% ../../nbs/core/60_parallel.ipynb #0d27c4ee
+import asyncio
 import contextlib
 import functools
 import json
@@ -13,12 +14,15 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from .errors import DtwbError, SettingsError
@@ -299,8 +303,49 @@ def _local(function, items, seeds, workers, retries, scheduler) -> Generator[tup
             worker.end()
 
 # %% ../../nbs/core/60_parallel.ipynb #64eba26b
-def _dask_call(function: bytes, item: Any, seed: int) -> bytes:
-    return _call_safely(_unpickle_once(function), item, seed)
+def _dask_call(function: bytes, task: bytes, caller: tuple[str, str]) -> bytes:
+    "What a dask worker does with an item."
+    global _share
+    process, code = caller
+    if process != _this_process():  # which a worker may share with its client
+        _share = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)
+    if code != _own_code():
+        return _call_safely(functools.partial(_raise, _other_code()), None, _NO_SEED)
+    return _call_safely(_unpickle_and_call, (function, task), _NO_SEED)
+
+
+def _unpickle_and_call(data: tuple[bytes, bytes]) -> Any:
+    import cloudpickle
+
+    function, (item, seed) = _unpickle_once(data[0]), cloudpickle.loads(data[1])
+    return _call(function, item, seed)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+@functools.lru_cache(1)
+def _own_code() -> str:
+    "A hash of dtwb's sources as they are when it is first asked."
+    import hashlib
+
+    import dtwb
+
+    root, digest = Path(dtwb.__file__).parent, hashlib.sha256(dtwb.__version__.encode())
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _other_code() -> SettingsError:
+    from distributed import get_worker
+
+    import dtwb
+
+    what = f"its dtwb ({dtwb.__version__}, {Path(dtwb.__file__).parent}) is not that of who asks"
+    how = "start it anew, with the same code as here"
+    return SettingsError(what, f"dask worker {get_worker().address}", how)
 
 
 @functools.lru_cache(4)
@@ -338,6 +383,16 @@ main(sys.argv[2:])
                 worker.end()
 
 
+async def _greet(address: str):
+    "Raise unless a scheduler answers: a `Client` waits forever for the handshake of whatever else listens there."
+    from distributed import Security
+    from distributed.comm.core import connect
+
+    async with asyncio.timeout(30):  # a scheduler may be busy
+        comm = await connect(address, timeout=5, **Security().get_connection_args("client"))
+        comm.abort()
+
+
 @contextlib.contextmanager
 def _dask_client(scheduler: Any, workers: int, retries: int) -> Iterator[Any]:
     from distributed import Client
@@ -347,11 +402,16 @@ def _dask_client(scheduler: Any, workers: int, retries: int) -> Iterator[Any]:
         return
     with contextlib.ExitStack() as stack:
         try:
+            if scheduler:  # in a thread: a notebook's has a loop already
+                ThreadPoolExecutor(1).submit(asyncio.run, _greet(scheduler)).result()
             target = scheduler or stack.enter_context(_own_cluster(workers, retries))
-            client = stack.enter_context(Client(target, timeout=5, set_as_default=False))
-        except (OSError, ValueError) as e:
-            what = f"no dask scheduler answers: {' '.join(str(e).split()[:12])}"
-            raise SettingsError(what, scheduler, "start one: dask scheduler") from None
+            client = stack.enter_context(Client(target, timeout=30, set_as_default=False))
+        except (OSError, ValueError, MemoryError) as e:  # the last: bytes of another protocol, taken for a length
+            other = isinstance(e, MemoryError | TimeoutError)
+            why = "something else listens there" if other else " ".join(str(e).split()[:12])
+            raise SettingsError(f"no dask scheduler answers: {why}", scheduler, "start one: dask scheduler") from None
+        if scheduler and not client.scheduler_info()["workers"]:
+            _log.warning("no worker at %s yet: waiting for one (dask worker %s --nthreads 1)", scheduler, scheduler)
         yield client
 
 # %% ../../nbs/core/60_parallel.ipynb #2cf89922
@@ -362,10 +422,12 @@ def _dask(function, items, seeds, workers, retries, scheduler) -> Generator[tupl
     data = _pickle(function, "the function")
     done: queue.SimpleQueue = queue.SimpleQueue()
     futures, crashes = {}, dict.fromkeys(range(len(items)), 0)
+    caller = _this_process(), _own_code()
     with _dask_client(scheduler, workers, retries) as client:
 
         def submit(index: int):
-            futures[index] = client.submit(_dask_call, data, items[index], seeds[index], pure=False)
+            task = _pickle((items[index], seeds[index]), _name(index, items[index]))
+            futures[index] = client.submit(_dask_call, data, task, caller, pure=False)
             futures[index].add_done_callback(lambda _, index=index: done.put(index))
 
         try:

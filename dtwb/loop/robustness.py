@@ -83,6 +83,8 @@ def robustness(
     promise: float = 0.0,  # what the objective loses by a second that jobs end later than planned, on average
     controller: Callable[..., Any] | None = unlock,  # what reacts while a run goes on, see `simulate`
     workers: int | None = None,  # processes; None: as many as there are cores
+    executor: str = "auto",  # see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,  # a callback, a label, or True for a bar
     stop: Any = None,  # asked whether to stop
 ) -> "Robustness":
@@ -96,7 +98,8 @@ def robustness(
     weights = _weights(objective, promise)
     items = [(name, s) for s in spawn_seeds(seed, n) for name in schedules]
     function = partial(_replication, factory=factory, plans=schedules, controller=controller)
-    done, stopped = share_out(function, items, workers=workers, progress=progress, stop=stop)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers)
+    done, stopped = share_out(function, items, **where, progress=progress, stop=stop)
     if stopped:
         raise Stopped(dict(enumerate(done)), len(items))
     values = np.array(done)

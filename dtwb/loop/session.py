@@ -166,6 +166,9 @@ def run_session(
     replications: int = 8,  # per arm; 0: no comparison
     seed: int = 1,
     pace: float | None = None,  # s of the plant in a second, to be watched and worked with; None: as fast as it goes
+    workers: int | None = None,  # of the comparison: processes
+    executor: str = "local",  # see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Callable[[str, int, int | None], Any] = lambda what, done, total: None,
 ) -> Session:
     "Plan, run the loop, record it, and measure it against doing without."
@@ -203,7 +206,8 @@ def run_session(
         comparison = None
         if replications:
             told = lambda done, total: progress("with and without the loop", done, total)
-            comparison = compare_loop(trial, replications, seed, progress=told)
+            where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers)
+            comparison = compare_loop(trial, replications, seed, progress=told, **where)
             write_comparison(recording.run, comparison, values)
         facts = {
             "plan": f"{plan.objective:g} ({plan.status}, bound {plan.bound})",

@@ -7,7 +7,6 @@ __all__ = ['OBJECTIVE_KPI', 'SMALLER', 'LARGER', 'Trial', 'arms', 'run_arms', 'p
 
 # %% ../../nbs/loop/10_worth.ipynb #6fc2726e
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -76,13 +75,18 @@ def compare_loop(
     trial: Trial,
     n: int = 8,  # replications
     seed: int = 1,
+    *,
     workers: int | None = None,  # processes; None: one a core
-    progress: Callable[[int, int], Any] | None = None,  # called with (done, total)
+    executor: str = "local",  # see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
+    progress: Any = None,  # a callback, a label, or True for a bar
+    stop: Any = None,  # asked whether to stop
 ) -> "LoopComparison":
     "Run every arm `n` times on common random numbers; figures that some run lacks are left out."
     if n < 2:
         raise SimulationError(f"an interval needs at least 2 replications, not {n}", "replications")
-    results = pmap(_replicate, [trial] * n, seed=seed, workers=workers, progress=progress or False)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers, retries=1)
+    results = pmap(run_arms, [trial] * n, seed=seed, progress=progress, stop=stop, **where)
     names = list(results[0]["loop"])
     values = np.array([[[arm[name] for name in names] for arm in result.values()] for result in results])
     told = np.isfinite(values).all((0, 1)) & ((values != 0).any((0, 1)) | np.isin(names, SMALLER + LARGER))
@@ -93,10 +97,6 @@ def compare_loop(
         coords={"replication": np.arange(n), "arm": list(results[0]), "kpi": names},
     )
     return LoopComparison(data, trial.objective)
-
-
-def _replicate(trial: Trial, seed: int) -> dict[str, dict[str, float]]:
-    return run_arms(trial, seed)
 
 # %% ../../nbs/loop/10_worth.ipynb #e380a0ab
 OBJECTIVE_KPI = {"total_tardiness": "tardiness", "flow_time": "lead_time_mean"}  # others have the same name

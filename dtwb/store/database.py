@@ -640,7 +640,7 @@ def finish_folder(
         aside.rename(folder)
 
 # %% ../../nbs/store/00_database.ipynb #19fa926f
-def _mark_dead_runs(self: "Store") -> list[str]:
+def mark_dead_runs(self: "Store") -> list[str]:
     "Mark what still says `running` and isn't."
     query = sa.select(_runs).where(
         _runs.c.status.in_(["running", "failed", "interrupted"]), _runs.c.host == socket.gethostname()
@@ -675,7 +675,7 @@ class Store:
     append, event_count, events, acknowledge = append, event_count, events, acknowledge
     add_detections, add_schedule, add_kpis = add_detections, add_schedule, add_kpis
     detections, schedules, kpis = detections, schedules, kpis
-    _mark_dead_runs = _mark_dead_runs
+    mark_dead_runs = mark_dead_runs
 
     def __init__(self, engine: sa.Engine, url: sa.URL):
         self.engine, self.url = engine, url
@@ -700,7 +700,7 @@ class Store:
         if revision != _revisions()[-1]:
             with store._connection(write=True) as connection:
                 _upgrade(connection, parsed)
-        store._mark_dead_runs()
+        store.mark_dead_runs()
         return store
 
     @contextmanager

@@ -214,7 +214,9 @@ _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 def _how(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"its kernel has left with exit code {code}"
+    if code >= 0:
+        return f"its kernel has left with exit code {code}"
+    return f"killed by signal {-code}" + ("; often out of memory" if code == -signal.SIGKILL else "")
 
 # %% ../../nbs/sweeps/08_engine.ipynb #40e8de7e
 class _Kernel(AsyncKernelManager):

@@ -28,7 +28,7 @@ from ..core.parallel import available_cores, pmap, reporter
 from ..core.settings import settings
 from ..store.database import finish_folder, versions, write_json
 from .template import code_version, made_by, read_template, run_ids
-from .warm import close_warm_parent, share_of_cores
+from .warm import close_warm_parent, share_of_cores, why_plain
 
 # %% ../../nbs/sweeps/10_runner.ipynb #d5f9cc73
 _log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def run_point(
     code: str | None = None,  # the version of what it imports
 ) -> str:  # how it ended: finished, failed or cancelled
     "Execute the template with these parameters."
+    _check_kernel(kernel)
     template, folder = Path(template).resolve(), Path(folder).resolve()
     notebook = read_template(template) if notebook is None else notebook
     code = code_version(notebook) if code is None else code
@@ -61,11 +62,13 @@ def run_point(
             _log.warning("run %s has crashed: %s; trying again", folder.name, outcome["error"])
         return run.finish(outcome)
     except (OSError, StoreError) as e:
-        shutil.rmtree(run.aside, ignore_errors=True)
         what = f"it cannot be written: {getattr(e, 'strerror', None) or e}"
-        raise SweepError(
-            what, f"run {folder}", "is the disk full? what is there is intact; the same call goes on"
-        ) from None
+    return run.give_up(what)
+
+
+def _check_kernel(kernel: str):
+    if kernel not in ("warm", "plain"):
+        raise SweepError(f"there is no {kernel!r}", "kernel", "warm or plain")
 
 
 def _about(
@@ -110,6 +113,8 @@ class _Run:
         environment = {"DTWB_RECORD": str(self.aside)}
         child = _fork(self, code, environment) if kernel == "warm" else None
         guard = Guard(self.time_limit, self.memory_limit, self.aside / "log.txt")
+        if kernel == "warm" and child is None:
+            guard.write(f"[a plain kernel, for no warm one can be forked: {why_plain()}]\n")
         try:
             pm.execute_notebook(
                 nbformat.from_dict({key: value for key, value in self.notebook.items() if key != "path"}),
@@ -146,6 +151,17 @@ class _Run:
             shutil.rmtree(self.folder, ignore_errors=True)
             finish_folder(self.folder, ended=_now(), **outcome)
         return outcome["how"]
+
+    def give_up(self, what: str) -> str:  # SweepError: there is no place for anything
+        "Throw away what it has written; the sweep goes on if that was what has filled the disk."
+        shutil.rmtree(self.aside, ignore_errors=True)
+        try:
+            self.prepare()
+            return self.finish({"how": "failed", "error": what})
+        except (OSError, StoreError):
+            shutil.rmtree(self.aside, ignore_errors=True)
+            how = "is the disk full? what is there is intact; the same call goes on"
+            raise SweepError(what, f"run {self.folder}", how) from None
 
 
 def _fork(run: _Run, code: str, environment: Mapping[str, str]) -> Any:  # a Child, or None: there is no warm parent
@@ -194,6 +210,7 @@ def run_sweep(
 ) -> Path:  # the sweep's folder
     "Execute the template at every point that has not finished yet."
     template, notebook = Path(template).resolve(), read_template(template)
+    _check_kernel(kernel)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", template.stem)[:64] if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise SweepError("this is no name for a sweep", repr(name)[:80], "letters, digits, - and _")

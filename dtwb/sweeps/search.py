@@ -34,7 +34,7 @@ from ..core.settings import settings
 from ..store.database import write_json
 from .record import pipes
 from .results import Sweep, is_run_name, load_sweep, read_object, read_sweep_run
-from .runner import _has_finished, run_point
+from .runner import _clear, _has_finished, run_point
 from .space import Space, check_space
 from dtwb.sweeps.study import (
     _BEAT,
@@ -43,11 +43,13 @@ from dtwb.sweeps.study import (
     _storage_of,
     alone,
     claim,
+    counted,
     give_up,
     let_wait,
     open_study,
     read_study,
     storage_of,
+    superseded,
     take_back,
 )
 from .template import code_version, made_by, read_template, run_ids
@@ -247,20 +249,30 @@ def search(
         track = tracker(track, name)
     done = partial(_done, folder, track)
     how = {"executor": executor, "scheduler": scheduler, "workers": workers, "retries": 1, "stop": stop}
-    with suppress(Stopped):
-        while left := _left(study, trials):
-            before = trials - left
-            tell = partial(_said, progress, before, trials) if callable(progress) else progress
-            crashed = lambda item, why: None  # its trial waits again, or has failed
-            make = partial(make_trial, plan, make_run=make_run)
-            pmap(make, range(left), progress=tell, each=done, crashed=crashed, **how)
+    try:
+        with suppress(Stopped):
+            while left := _left(study, trials):
+                before = trials - left
+                tell = partial(_said, progress, before, trials) if callable(progress) else progress
+                crashed = lambda item, why: None  # its trial waits again, or has failed
+                make = partial(make_trial, plan, make_run=make_run)
+                pmap(make, range(left), progress=tell, each=done, crashed=crashed, **how)
+    finally:
+        _put_away(study, folder)
     return Search(folder, study, objectives)
+
+
+def _put_away(study: optuna.Study, folder: Path) -> None:
+    "What the workers had begun when they were ended waits for the next call, and leaves nothing."
+    with suppress(Exception):  # the next call does it, too
+        for trial in take_back(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), True):
+            _clear(folder, trial.user_attrs.get("runs", ()))
 
 
 def _left(study: optuna.Study, trials: int) -> int:
     "How many trials nobody has made, or is making."
     take_back(study, study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-    return max(0, trials - sum(t.state != TrialState.WAITING for t in study.get_trials(deepcopy=False)))
+    return max(0, trials - counted([t for t in study.get_trials(deepcopy=False) if t.state != TrialState.WAITING]))
 
 
 def _said(progress: Callable[[int, int], Any], before: int, trials: int, done: int, total: int) -> None:
@@ -306,6 +318,8 @@ class Search:
     "A search and what it has found so far."
 
     plot: Any
+    failed: Any
+    take_up: Any
 
     def __init__(self, folder: Path, study: optuna.Study, objectives: Mapping[str, str]):
         self.folder, self.study, self.objectives = folder, study, dict(objectives)
@@ -346,8 +360,12 @@ class Search:
     def to_dataframe(self) -> pd.DataFrame:  # trial, how, parameters, objectives, runs, seconds, error
         "The trials as a table."
         hows = {"COMPLETE": "finished", "FAIL": "failed"}
+        again = superseded(self.trials)
         rows = [
-            {"trial": trial.number, "how": hows.get(trial.state.name, trial.state.name.lower())}
+            {
+                "trial": trial.number,
+                "how": "made again" if trial.number in again else hows.get(trial.state.name, trial.state.name.lower()),
+            }
             | self._row(trial)
             | {"runs": trial.user_attrs.get("runs", []), "seconds": trial.duration and trial.duration.total_seconds()}
             | {"error": trial.user_attrs.get("error", "")}
@@ -387,6 +405,40 @@ def load_search(
         raise SweepError("it is a sweep without a search", folder.name, "load_sweep() reads it")
     url = storage_of(folder, storage or about.get("storage"))
     return Search(folder, read_study(url, folder), about["objectives"])
+
+# %% ../../nbs/sweeps/12_search.ipynb #12ff0002
+@patch
+def failed(self: Search) -> dict[int, dict[str, dict[str, Any]]]:  # trial -> run -> its parameters
+    "The trials that have failed and were not made again."
+    found, again = {}, superseded(self.trials)
+    seeds = self.study.user_attrs.get("about", {}).get("seeds", [])
+    for trial in self.trials:
+        if trial.state == TrialState.FAIL and trial.number not in again and "point" in trial.user_attrs:
+            point = trial.user_attrs["point"]
+            wholes = [point | {"seed": luck} for luck in seeds] or [point]
+            found[trial.number] = dict(zip(trial.user_attrs.get("runs", ()), wholes))
+    return found
+
+
+@patch
+def take_up(
+    self: Search,
+    template: Path,  # by which the runs were made again
+) -> int:  # how many
+    "Enter failed trials whose runs have finished by now."
+    notebook, taken = read_template(template), 0
+    code = code_version(notebook)
+    for number, wholes in self.failed().items():
+        runs = [read_sweep_run(self.folder / run) for run in run_ids(notebook, wholes.values(), code)]
+        rows = [[run.result.get(name, math.nan) for name in self.objectives] for run in runs if run.how == "finished"]
+        values = [sum(column) / len(column) for column in zip(*rows)]
+        if len(rows) == len(wholes) and values and all(map(math.isfinite, values)):
+            old = self.trials[number]
+            told = {"point": old.user_attrs["point"], "runs": [run.id for run in runs], "again": number}
+            new = {"params": old.params, "distributions": old.distributions, "values": values, "user_attrs": told}
+            self.study.add_trial(optuna.trial.create_trial(**new))
+            taken += 1
+    return taken
 
 # %% ../../nbs/sweeps/12_search.ipynb #1200000c
 @patch

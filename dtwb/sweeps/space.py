@@ -32,12 +32,14 @@ class Parameter:
 
 def template_parameters(path: Path | str) -> dict[str, Parameter]:  # SweepError if it is no template
     "The parameters of a template, with their defaults."
+    import nbformat
     from papermill.inspection import _infer_parameters
     from papermill.iorw import load_notebook_node
 
     notebook = read_template(Path(path))
     _compiles(notebook, Path(path))
-    inferred = _infer_parameters(load_notebook_node(str(path)), name="python3", language="python")
+    whole = nbformat.from_dict({key: value for key, value in notebook.items() if key != "path"})
+    inferred = _infer_parameters(load_notebook_node(whole), name="python3", language="python")
     told = {one.name: one.help for one in inferred}
     values = dict.fromkeys(told) | _assigned(notebook)
     return {name: Parameter(name, value, _kind(value), told.get(name, "")) for name, value in values.items()}
@@ -67,15 +69,14 @@ def _kind(value: Any) -> type | None:
 
 def _compiles(notebook: Mapping[str, Any], path: Path) -> None:
     "See that the cells are Python; magics and shell commands pass."
-    from IPython.core.inputtransformer2 import TransformerManager
-
     for number, cell in enumerate(notebook["cells"], 1):
         if cell["cell_type"] == "code":
-            code = TransformerManager().transform_cell("".join(cell["source"]))
             try:
-                compile(code, f"cell {number}", "exec", flags=0x2000)  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            except SyntaxError as e:
-                raise SweepError(f"{e.msg} in line {e.lineno}", f"{path}: cell {number}") from None
+                parse_cell(cell["source"])
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+                line = getattr(e, "lineno", None)
+                what = f"{getattr(e, 'msg', e) or type(e).__name__}{f' in line {line}' if line else ''}"
+                raise SweepError(what, f"{path}: cell {number}") from None
 
 # %% ../../nbs/sweeps/00_space.ipynb #4ecaa113
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def check_values(
     known, place = template_parameters(template), Path(template).name
     for name, asked in values.items():
         if name not in known:
-            raise SweepError(f"it has no parameter {name!r}", place, f"known: {', '.join(known)}")
+            raise SweepError(f"it has no parameter {name!r}", place, f"known: {', '.join(known) or 'none'}")
         for value in asked:
             if not _fits(value, known[name].kind):
                 kind = getattr(known[name].kind, "__name__", "")

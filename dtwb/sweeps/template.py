@@ -25,19 +25,31 @@ def read_template(
     path = Path(path)
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        cells = [cell for cell in notebook["cells"] if "findings" not in _tags(cell)]
-        tags = [tag for cell in cells for tag in _tags(cell)]
+        cells = [whole for cell in notebook["cells"] if "findings" not in _tags(whole := _whole(cell))]
+        tagged = next((cell["cell_type"] for cell in cells if "parameters" in _tags(cell)), "")
+        language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python")
     except OSError as e:
         raise SweepError(f"it cannot be read: {e.strerror}", path) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SweepError("it is not a notebook", path) from None
-    if "parameters" not in tags:
-        raise SweepError("no cell is tagged `parameters`", path, "tag the cell that sets their defaults")
-    return notebook | {"cells": cells, "path": str(path.resolve())}
+    if language.lower() != "python":
+        raise SweepError(f"it is a notebook of {language}", path, "Python's can be swept")
+    if tagged != "code":
+        raise SweepError("no cell is tagged `parameters`", path, "tag the code cell that sets their defaults")
+    format = {"metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    return format | notebook | {"cells": cells, "path": str(path.resolve())}
 
 
 def _tags(cell: Mapping[str, Any]) -> list[str]:
-    return cell.get("metadata", {}).get("tags", [])
+    return cell["metadata"]["tags"]
+
+
+def _whole(cell: Mapping[str, Any]) -> dict[str, Any]:  # KeyError, TypeError: it is none
+    "A cell with all that the format asks for, whoever wrote it."
+    source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+    empty = {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
+    about = cell.get("metadata") or {}
+    return empty | dict(cell) | {"source": source, "metadata": about | {"tags": about.get("tags") or []}}
 
 
 def code_cells(

@@ -106,6 +106,7 @@ def find_bottleneck(
     confidence: float = 0.95,
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -120,8 +121,8 @@ def find_bottleneck(
         run = simulate(factory, **settings | luck)
         return bottleneck_shares(active_periods(run.trace, machines, end), machines, start, end).to_numpy()
 
-    options = {"workers": workers, "executor": executor, "progress": progress, "stop": stop}
-    done, stopped = share_out(shares, draws_of(n, seed), **options)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers)
+    done, stopped = share_out(shares, draws_of(n, seed), **where, progress=progress, stop=stop)
     if len(done) < 2:
         raise Stopped(dict(enumerate(done)), n)
     values, n = np.array(done), len(done)
@@ -215,6 +216,7 @@ def what_helps(
     end: float | None = None,  # s
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -222,7 +224,7 @@ def what_helps(
     "A small improvement everywhere, one at a time: which of them counts."
     if not BETTER.get(kpi):
         raise SimulationError(f"nobody says which way {kpi!r} is better", "what_helps", f"figures: {', '.join(BETTER)}")
-    where = {"start": start, "end": end, "workers": workers, "executor": executor}
+    where: dict[str, Any] = dict(start=start, end=end, executor=executor, scheduler=scheduler, workers=workers)
     spent = replicate(factory, n=min(n, 10), seed=seed, **where, **settings)
     tried = improvements(factory, spent, hours)
     scenarios = {"as it is": None} | {name: scenario for name, (scenario, *_) in tried.items()}

@@ -63,6 +63,7 @@ def share_out(
             "workers": workers,
             "progress": report,
             "stop": stop,
+            "retries": 1,  # what a worker that dies was busy with comes out the same elsewhere
         }
         return done + pmap(function, items[len(done) :], **rest), ""
     except Stopped as e:
@@ -170,16 +171,8 @@ def replicate(
     if n < 1:
         raise SimulationError(f"at least one replication, not {n}", "n")
     scenario, draws = {"factory": factory, "schedule": schedule, "rule": rule} | settings, draws_of(n, seed, antithetic)
-    where = {
-        "start": start,
-        "end": end,
-        "workers": workers,
-        "executor": executor,
-        "scheduler": scheduler,
-        "progress": progress,
-        "stop": stop,
-    }
-    results, stopped = run_replications({"": scenario}, draws, **where)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers, progress=progress, stop=stop)
+    results, stopped = run_replications({"": scenario}, draws, start=start, end=end, **where)
     return _dataset(*results[""], factory, draws, stopped)
 
 
@@ -227,16 +220,8 @@ def compare(
     full = plan_scenarios(scenarios, factory, settings)
     if len(full) < 2 or n < 2:
         raise SimulationError(f"{len(full)} scenarios and {n} replications", "compare", "at least two of each")
-    where = {
-        "start": start,
-        "end": end,
-        "workers": workers,
-        "executor": executor,
-        "scheduler": scheduler,
-        "progress": progress,
-        "stop": stop,
-    }
-    results, stopped = run_replications(full, draws_of(n, seed, antithetic), **where)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers, progress=progress, stop=stop)
+    results, stopped = run_replications(full, draws_of(n, seed, antithetic), start=start, end=end, **where)
     names = [name for name, value in results[next(iter(full))][0].items() if value.ndim == 1]
     values = np.array([np.stack([results[name][0][k].astype(float) for k in names], 1) for name in full])
     data = paired_differences(pair_means(values) if antithetic else values, confidence, correction)

@@ -125,6 +125,7 @@ def select_best(
     end: float | None = None,  # s
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Callable[[int, int], Any] | None = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`, for all
@@ -134,11 +135,12 @@ def select_best(
         raise SimulationError(f"nobody says which way {kpi!r} is better", "selection", "give larger=True or False")
     larger = BETTER[kpi] > 0 if larger is None else larger
     full = plan_scenarios(scenarios, factory, settings)
-    names, where = list(full), {"start": start, "end": end, "workers": workers, "executor": executor, "stop": stop}
+    names = list(full)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers, stop=stop)
 
     def sample(left: list[int], begun: int, n: int) -> np.ndarray:
         some = {names[i]: full[names[i]] for i in left}
-        figures = run_replications(some, draws_of(n, seed, first=begun), **where)[0]
+        figures = run_replications(some, draws_of(n, seed, first=begun), start=start, end=end, **where)[0]
         values = np.array([figures[name][0][kpi] for name in some], float)
         if not np.isfinite(values).all():
             raise SimulationError(

@@ -183,6 +183,7 @@ def plant_response(
     end: float | None = None,  # s
     workers: int | None = None,
     executor: str = "auto",
+    scheduler: Any = None,  # with executor "dask": its address
     progress: Any = None,
     stop: Any = None,
     **settings: Any,  # of `simulate`
@@ -202,8 +203,8 @@ def plant_response(
     )
 
     def response(points: np.ndarray) -> np.ndarray:
-        options = {"executor": executor, "workers": workers, "progress": progress, "stop": stop}
-        found, _ = share_out(work, list(points), **options)
+        where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers)
+        found, _ = share_out(work, list(points), **where, progress=progress, stop=stop)
         return np.array(found).reshape(len(found), replications, len(kpis))
 
     return response

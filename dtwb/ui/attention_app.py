@@ -26,7 +26,19 @@ from . import attention as at
 from . import parts
 from .jobs import Job
 from .runs import RunApp, RunView
-from .shell import ONE_LINE, Keys, empty_state, error_panel, exports, log_error, section, sync, toast
+from dtwb.ui.shell import (
+    ONE_LINE,
+    Keys,
+    below,
+    empty_state,
+    error_panel,
+    exports,
+    log_error,
+    section,
+    surface,
+    sync,
+    toast,
+)
 from dtwb.ui.shots import (
     FILTERS,
     MOST_BYTES,
@@ -89,6 +101,7 @@ class Side(pn.viewable.Viewer):
     _work: Callable[..., Any]
     _done: Callable[..., None]
     _drawn: Callable[..., None]
+    _fill: Callable[..., None]
     _fail: Callable[..., None]
     _judge: Callable[..., None]
     _moved: Callable[..., None]
@@ -140,9 +153,7 @@ class Side(pn.viewable.Viewer):
         does = pn.Column(self.effect, sizing_mode="stretch_width")
         self.whole = [_columns(seen, said), _columns(moved, does)]
         row = pn.FlexBox(*pickers, sizing_mode="stretch_width")
-        self.view = pmui.Paper(
-            row, self.job, self.stage, sizing_mode="stretch_width", margin=(6, 6), variant="outlined", sx={"p": 1}
-        )
+        self.view = surface(row, self.job, self.stage)
 
     def _watch(self) -> None:
         for name in ("model", "backend", "method", "layer", "head"):
@@ -197,7 +208,7 @@ def ask(self: Side) -> None:
             large = self.image.size > 3_000_000 or self.tiled
             if large and pn.state.curdoc:
                 self.picture.show(self.image)
-                self.stage[:] = self.whole
+                self._fill()
                 self.job.start(self._work(), self._done, self._fail)
             else:
                 self._drawn(self._work()(None))
@@ -322,9 +333,16 @@ def _drawn(
         self.picture.show(image, look.map, shot.mask)
         self.note.object = _legend_html(self, shot)
         self._moved()
-        if list(self.stage) != self.whole:
-            self.stage[:] = self.whole
+        self._fill()
     self._tell()
+
+
+@patch
+def _fill(self: Side) -> None:
+    "The picture at once, what the threshold does below it."
+    if list(self.stage) != self.whole:
+        self.stage[:] = self.whole[:1]
+        below(self.stage, lambda: self.whole[1:])
 
 
 def _legend_html(side: Side, shot: Shot) -> str:
@@ -441,7 +459,7 @@ class Attention(RunApp):
         self._began = False
         self.index = 0
         self.pick_source = pmui.RadioButtonGroup(
-            options=SOURCES, value="run", size="small", margin=(10, 6), button_type="primary", sx=ONE_LINE
+            options=SOURCES, value="run", size="small", margin=(10, 6), width=360, button_type="primary", sx=ONE_LINE
         )
         self.pick_only = _select("Show", 160, options={label: key for key, label in FILTERS.items()}, value="all")
         self.fresh = pmui.Button(label="Other tiles", size="small", variant="outlined", margin=(12, 6))

@@ -40,17 +40,19 @@ class Overview(RunApp):
     # methods that come below, each beside its prose
     acknowledge: Callable[[str], None]
     _draw: Any
+    _top: Any
     _sections: Any
+    _extend: Any
     _offer_choices: Any
     _press: Any
     _filtered: Any
     _stream: Any
-    _csv: Any
-    _svg: Any
+    _files: Any
 
     def __init__(self, store: Store, **params):
         super().__init__(store, **params)
         self._layout: Any = None
+        self._below: list = []  # sections that are not on the page yet
         self._shown = 0  # events
         self._stop_drawing: Callable[[], None] = lambda: None
         self._drawing = True  # False: choices are being offered, nobody has chosen
@@ -96,12 +98,22 @@ def show(self: Overview, view: RunView) -> None:
     if layout != self._layout:
         for name, body in self.bodies.items():
             body[:] = [skeleton(_HEIGHTS.get(name, 160))]
-        self._layout, self.content[:] = layout, self._sections(with_comparison=layout[1])
+        self._layout, self._below, self.content[:] = layout, self._sections(with_comparison=layout[1]), self._top()
     if only_seen:  # what is still being drawn goes on
         in_turn(lambda: self._draw("alarms"), lambda: self._draw("events"))
         return
     self._stop_drawing()
-    self._stop_drawing = in_turn(*[lambda name=name: self._draw(name) for name in VIEWS])
+    draw = {name: lambda name=name: self._draw(name) for name in VIEWS}
+    self._stop_drawing = in_turn(
+        draw.pop("kpis"), draw.pop("machines"), draw.pop("alarms"), self._extend, *draw.values()
+    )
+
+
+@patch
+def _extend(self: Overview) -> None:
+    "Add what is below, which nobody sees at first."
+    self.content.extend(self._below)
+    self._below = []
 
 
 _HEIGHTS = {"kpis": 240, "machines": 420, "gantt": 400, "states": 400, "flow": 380, "defects": 320, "events": 560}  # px
@@ -169,48 +181,58 @@ VIEWS = {  # name -> what it is called, and how it is drawn
 
 # %% ../../nbs/ui/60_overview.ipynb #3960d94f
 @patch
+def _top(self: Overview) -> list:
+    "What one sees first."
+    b, files = self.bodies, self._files
+    return [
+        section("Key figures", b["kpis"], tools=(files("kpis", _tiles),), note=_TARGETS),
+        _beside(
+            (section("Alarms", b["alarms"], tools=(files("alarms", lambda v: alarms_frame(v.events)),)), 1),
+            (section("Machines", b["machines"], tools=(self.moment, files("machines", _machine_table))), 3),
+            flex_direction="row-reverse",  # alarms to the right, but first where there is room for one only
+        ),
+    ]
+
+
+@patch
 def _sections(self: Overview, with_comparison: bool) -> list:
-    "The page from top to bottom."
-    b, csv, svg = self.bodies, self._csv, self._svg
+    "And what is below that."
+    b, files = self.bodies, self._files
     worth = section(
         "With the closed loop and without",
         b["comparison"],
-        tools=(csv("comparison", _whole_comparison),),
+        tools=(files("comparison", _whole_comparison),),
         note=_PAIRED,
     )
     bars = lambda v: views.gantt_bars(v, self.plan.value, self.by.value)[0]
     status = lambda v: parts.status_bars(v.intervals)
     counts = lambda v: pareto_frame(v.events, self.pareto_by.value)
-    plan = self.plan, self.by, csv("operations", lambda v: v.operations), svg("gantt", _timeline(bars))
-    flow = csv("flow", lambda v: flows(v.events)), svg("flow", lambda v: sankey_svg(flows(v.events)))
-    seen = self.defects_only, csv("detections", lambda v: v.detections)
-    defects = self.pareto_by, csv("defects", counts), svg("defects", lambda v: pareto_svg(counts(v)))
+    plan = self.plan, self.by, files("operations", lambda v: v.operations, _timeline(bars))
+    flow = files("flow", lambda v: flows(v.events), lambda v: sankey_svg(flows(v.events)))
+    seen = self.defects_only, files("detections", lambda v: v.detections)
+    defects = self.pareto_by, files("defects", counts, lambda v: pareto_svg(counts(v)))
     return [
-        section("Key figures", b["kpis"], tools=(csv("kpis", _tiles),), note=_TARGETS),
-        _beside(
-            (section("Alarms", b["alarms"], tools=(csv("alarms", lambda v: alarms_frame(v.events)),)), 1),
-            (section("Machines", b["machines"], tools=(self.moment, csv("machines", _machine_table))), 3),
-            flex_direction="row-reverse",  # alarms to the right, but first where there is room for one only
-        ),
         section("Plan and reality", b["gantt"], tools=plan, note="planned above, pale; actual below"),
         section(
             "Machine states",
             b["states"],
-            tools=(csv("states", lambda v: v.intervals), svg("states", _timeline(status))),
+            tools=(files("states", lambda v: v.intervals, _timeline(status)),),
         ),
-        section("Material flow", b["flow"], tools=flow, note="from left to right; as wide as there are parts"),
+        section("Material flow", b["flow"], tools=(flow,), note="from left to right; as wide as there are parts"),
         _beside(
             (section("Defects", b["defects"], tools=defects), 2),
             (section("Last detections", b["detections"], tools=seen), 3),
         ),
         *([worth] if with_comparison else []),
         section(
-            "Log of this run", b["log"], tools=(self.level, csv("log", lambda v: views.log_frame(v, self.level.value)))
+            "Log of this run",
+            b["log"],
+            tools=(self.level, files("log", lambda v: views.log_frame(v, self.level.value))),
         ),
         section(
             "Events",
             b["events"],
-            tools=(self.kinds, self.subject, self.text, self.between, csv("events", self._filtered)),
+            tools=(self.kinds, self.subject, self.text, self.between, files("events", self._filtered)),
         ),
     ]
 
@@ -267,15 +289,14 @@ def _stream(self: Overview, view: RunView) -> pd.DataFrame:
 
 
 @patch
-def _svg(self: Overview, name: str, make: Callable[[RunView], str]) -> pn.viewable.Viewable:
-    "A button that saves a picture of the run."
-    return exports(name, svg=lambda: make(self.view))
-
-
-@patch
-def _csv(self: Overview, name: str, frame: Callable[[RunView], pd.DataFrame]) -> pn.viewable.Viewable:
-    "A button that saves a table of the run."
-    return exports(name, csv=lambda: frame(self.view).to_csv(index=False))
+def _files(
+    self: Overview,
+    name: str,
+    frame: Callable[[RunView], pd.DataFrame],
+    drawn: Callable[[RunView], str] | None = None,  # an SVG
+) -> pn.viewable.Viewable:
+    "Buttons that save a table of the run, and its picture."
+    return exports(name, csv=lambda: frame(self.view), svg=drawn and (lambda: drawn(self.view)))
 
 # %% ../../nbs/ui/60_overview.ipynb #15dcd27a
 @patch

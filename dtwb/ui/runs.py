@@ -168,10 +168,18 @@ def _about(view: RunView) -> pn.pane.HTML:
     return pn.pane.HTML(about_html(view), margin=(6, 12))
 
 
-def badge(view: RunView) -> str:
+_SILENT = 60.0  # s
+
+
+def badge(
+    view: RunView,
+    silent: float = 0.0,  # s since it last had something new
+) -> str:
     "Simulated, live or replayed, and how old."
     mode = {"live": "live", "replay": "replayed"}.get(view.record["what"], "simulated")
     started, ended, status = (view.record[name] for name in ("started", "ended", "status"))
+    if view.running and silent >= _SILENT:
+        return badge_html(mode, f"silent at {clock(view.time)}, nothing new for {clock(silent)}")
     if view.running:
         return badge_html(mode, f"running, at {clock(view.time)}, started {ago(started)}", running=True)
     return badge_html(mode, f"{status} {ago(ended)}" if ended else f"{status}, started {ago(started)}")
@@ -220,6 +228,7 @@ class RunApp(param.Parameterized):
         self._said: Any = None  # the error that is on the page
         self._seen: Any = None  # of the store, at the last glance
         self._rests = 0.0  # until when nothing is drawn anew, by time.monotonic
+        self._news_at: Any = (None, 0.0)  # key of the view, and when it was first seen
 
     def show(self, view: RunView) -> None:
         "Draw `view` into `content`: it is another run, or there is something new about it."
@@ -267,7 +276,8 @@ class RunApp(param.Parameterized):
 def start(self: RunApp) -> None:
     "Show the run: at once, or, in a browser, as soon as the page with its skeletons is there."
     self.picker.param.watch(lambda e: e.new and self.param.update(run=e.new), "value")
-    self.param.watch(lambda _: self._started and self.refresh(), "run")
+    anew = lambda _: self._started and pn.state.onload(self.refresh)  # Panel drops what is held before
+    self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
     pn.state.onload(self.refresh)
 
@@ -296,12 +306,15 @@ def glance(self: RunApp) -> None:
         seen.append(_seen_by_all((url, view.id), lambda: store.stamp(view.id)) if view else None)
     except StoreError as e:
         seen = [repr(e)]
-    if (seen != self._seen or view is None) and time.monotonic() >= self._rests:
+    silent = time.monotonic() - self._news_at[1]
+    if view is None or (view.running and silent >= _SILENT):  # it is looked into, whether it goes on
+        self._seen = None
+    if seen != self._seen and time.monotonic() >= self._rests:
         began = time.monotonic()
         self.refresh()
         self._seen, now = seen, time.monotonic()
         self._rests = now + _IDLE * (now - began)
-    elif (age := badge(view)) != self.badge.object:
+    elif view and (age := badge(view, silent)) != self.badge.object:
         self.badge.object = age
 
 
@@ -326,8 +339,17 @@ def _news(self: RunApp) -> None:
         return
     self._offer(run_options(runs, latest))
     run = latest if self.run == LATEST else str(self.run)
-    view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
-    self.badge.object = badge(view)
+    try:
+        view = view_of(self.store, run, self.view if self.view and self.view.id == run else None)
+    except StoreError as e:
+        gone = e.what == "there is no such run"
+        raise StoreError(e.what, e.where, "choose another in the list above") if gone else e from None
+    if self._news_at[0] != view.key:
+        self._news_at = view.key, time.monotonic()
+    silent = time.monotonic() - self._news_at[1]
+    if view.running and silent >= _SILENT:  # has its process ended?
+        self.store.mark_dead_runs()
+    self.badge.object = badge(view, silent)
     if self._failed == view.key or (self.view and self.view.key == view.key):
         return
     self._failed = view.key

@@ -113,6 +113,7 @@ class Stage {
     scene.traverse(o => { if (o.isSprite) this.names.push([o, o.scale.clone().fromArray(o.ipymodel.get("scale"))]) })
     scene.traverse(o => { if (o.material?.uniforms?.tall) this.tall.push(o.material.uniforms.tall) })
     this.slow = /swiftshader|llvmpipe|software|basic render/i.test(this.card()); this.ratio = 1
+    this.orbit.addEventListener("change", () => this.thin())
     this.observer = new ResizeObserver(() => this.fit()); this.observer.observe(this.host); this.fit(); this.sharpen()
   }
   card() {
@@ -147,7 +148,19 @@ class Stage {
     const pixels = Math.min(1, Math.max(width / 700, 0.65)) * this.tallest / height  // of a name, as far as it fits
     const wider = Math.tan(camera.fov * Math.PI / 360) / half
     for (const [name, scale] of this.names) name.scale.copy(scale).multiplyScalar(pixels * wider)
-    this.measure(); this.view.tick()
+    this.measure(); this.thin(); this.view.tick()
+  }
+  thin() {  // of names that would cover each other the first is shown
+    const { camera, width, height } = this, shown = []
+    camera.updateMatrixWorld()
+    const size = height / 2 / Math.tan(camera.fov * Math.PI / 360)  // px of what is as large as it is far
+    for (const [name] of this.names) {
+      const at = name.getWorldPosition(name.position.clone()).project(camera)
+      const x = at.x * width / 2, y = at.y * height / 2, wide = name.scale.x * size, high = name.scale.y * size
+      const covers = o => Math.abs(x - o.x) < (wide + o.wide) / 2 && Math.abs(y - o.y) < (high + o.high) * 0.4
+      name.visible = !shown.some(covers)
+      if (name.visible) shown.push({ x, y, wide, high })
+    }
   }
   home() {
     this.camera.position.copy(this.start.eye); this.orbit.target.copy(this.start.target)
@@ -164,6 +177,7 @@ class Stage {
     const { camera, orbit } = this
     const away = [0, 1, 2].map(i => row[3 + i] + share * (row[6 + i] - row[3 + i]) - orbit.target.getComponent(i))
     for (const v of [camera.position, orbit.target]) { v.x += .2 * away[0]; v.y += .2 * away[1]; v.z += .2 * away[2] }
+    this.thin()
   }
   near() {  // closer to the ground than the first look
     const eye = this.start.eye.clone().sub(this.start.target).multiplyScalar(0.4).add(this.orbit.target)

@@ -27,7 +27,7 @@ from ..scheduling.gantt import lanes, palette
 from ..scheduling.pictures import CHANGES, STATES, changes, utilisation, utilisation_over_time
 from ..scheduling.problem import Solution, machine_of
 from .parts import BAR, legend_html, timeline_svg
-from .shell import clock
+from .shell import below, clock
 
 # %% ../../nbs/ui/40_schedule.ipynb #a1638565
 COLOUR_BY = ("order", "job", "product", "operation", "status")
@@ -441,23 +441,30 @@ class SchedulePicture:
         self,
         chart: Any,
         bars: pd.DataFrame,  # with corners, in the colours in which they are drawn
-        row: Any,  # utilisation; None: there is no plan
+        row: Callable[[], Any]
+        | None,  # makes the utilisation row, which is seen a moment later; None: there is no plan
         end: float,  # s
         states: Mapping[str, str] | None = None,  # what the colours of the row mean
     ) -> None:
         "Show a chart and its utilisation row."
         self.bars, self.end = bars, end
-        figures = []
-        for element in (chart,) if row is None else (chart, row):
-            figure: Any = hv.render(element, backend="bokeh")
-            figure.x_range = self.x_range
-            figures.append(pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=(0, 8)))
+        above = self._pane(chart)
         style = {"text_font_size": "8pt", "text_align": "center", "text_baseline": "middle", "text_color": "ink"}
-        figures[0].object.text("x", "y", "text", source=self.names, **style)
-        figures[0].object.on_change("inner_width", lambda attr, old, new: self._moved())
+        above.object.text("x", "y", "text", source=self.names, **style)
+        above.object.on_change("inner_width", lambda attr, old, new: self._moved())
         self.write_names()
-        legend = pn.pane.HTML(legend_html(states or {}), margin=(0, 12), sizing_mode="stretch_width")
-        self.view[:] = [figures[0], *([legend] if states else []), *figures[1:]]
+        self.view[:] = [above]
+
+        def lower() -> list:
+            legend = pn.pane.HTML(legend_html(states or {}), margin=(0, 12), sizing_mode="stretch_width")
+            return [*([legend] if states else []), self._pane(row())] if row else []
+
+        below(self.view, lower)
+
+    def _pane(self, element: Any) -> Any:
+        figure: Any = hv.render(element, backend="bokeh")
+        figure.x_range = self.x_range
+        return pn.pane.Bokeh(figure, sizing_mode="stretch_width", margin=(0, 8))
 
     def zoom(self, span: float | None, at: float = 0.0) -> None:  # s
         "Show so much time, `at` near its left edge; None: everything."

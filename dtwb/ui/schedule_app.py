@@ -53,7 +53,7 @@ from dtwb.ui.schedule import (
     utilisation_row,
     working_shares,
 )
-from .shell import ONE_LINE, ago, clock, empty_state, error_panel, exports, guard, section, toast
+from .shell import ONE_LINE, ago, below, clock, empty_state, error_panel, exports, guard, section, toast
 from .users import may, require, user
 from dtwb.ui.what_if import (
     Answer,
@@ -247,7 +247,9 @@ class Schedules(RunApp):
             for name in ("kpis", "accepted", "legend", "answer", "front", "judged")
         }
         self.role_note = pn.pane.HTML("", margin=(6, 8))
-        self.content[:] = self._sections()
+        *first, answer, halves = self._sections()
+        self.content[:] = first
+        below(self.content, lambda: [answer, halves])
         self._watch()
         self.start()
 
@@ -460,7 +462,7 @@ def _draw_chart(self: Schedules) -> None:
         carried = plan or situation.plan  # what the row is of
         states = utilisation_legend(carried)
         names = [f"{m}{notes.get(m, '')}" for m in machines]
-        row = utilisation_row(carried, machines, names) if states else None
+        row = (lambda: utilisation_row(carried, machines, names)) if states else None
         end = max([view.time, *bars.end, *was.end])
         self.picture.draw(chart, drawn, row, end, states)
         legend = colors if len(colors) <= 24 else {}

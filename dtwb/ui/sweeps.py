@@ -29,7 +29,7 @@ from .run_notebook import ROUTE
 from dtwb.ui.shell import (
     ago,
     badge_html,
-    download,
+    below,
     empty_state,
     error_panel,
     every,
@@ -154,6 +154,7 @@ class Sweeps(param.Parameterized):
     refresh: Callable[..., None]
     _show: Callable[..., None]
     _draw_pictures: Callable[..., None]
+    _draw_picture: Callable[..., None]
     _draw_runs: Callable[..., None]
     _draw_run: Callable[..., None]
     _sections: Callable[..., list]
@@ -264,17 +265,19 @@ def _show(self: Sweeps, sweep: Sweep | None) -> None:
         "simulated", f"{len(sweep.runs):,} runs, last started {_age(last)}" if last else "no run yet"
     )
     self._draw_strip()
-    self._draw_pictures()
-    for name in ("table", "parallel", "run"):
+    self._draw_picture("slices")
+    for name in ("heat", "table", "parallel", "run"):
         if not len(self.bodies[name]):
             self.bodies[name].append(skeleton(320))
-    self._stop_drawing()
-    self._stop_drawing = in_turn(lambda: None, self._draw_runs)  # first what is seen first
+    self._stop_drawing()  # first what is seen first
+    self._stop_drawing = in_turn(lambda: None, lambda: self._draw_picture("heat"), self._draw_runs)
     failed = failures_html(sweep)
     self.bodies["failures"][:] = (
         [pn.pane.HTML(failed, sizing_mode="stretch_width", margin=(0, 12, 8, 12))] if failed else []
     )
-    self.main[:] = self._sections()
+    first, second, *rest = self._sections()
+    self.main[:] = [first, second]
+    below(self.main, lambda: rest)
 
 
 def _age(moment: str) -> str:
@@ -323,15 +326,22 @@ def _heat(self: Sweeps) -> Any:
 
 @patch
 def _draw_pictures(self: Sweeps) -> None:
-    if self._busy or not self.data or not self.x.value:
-        return
-    for name, what, make in (("slices", "The slices", self._slices), ("heat", "The heat map", self._heat)):
+    if not self._busy and self.data and self.x.value:
+        for name in _PICTURES:
+            self._draw_picture(name)
 
-        def view(make: Callable = make) -> Any:
-            element = make()
-            return empty_state("Choose two parameters of a grid.") if element is None else figure(element)
 
-        self.bodies[name][:] = [guard(view, what=what)]
+_PICTURES = {"slices": "The slices", "heat": "The heat map"}
+
+
+@patch
+def _draw_picture(self: Sweeps, name: str) -> None:
+    def view() -> Any:
+        element = self._heat() if name == "heat" else self._slices()
+        return empty_state("Choose two parameters of a grid.") if element is None else figure(element)
+
+    if self.data and self.x.value:
+        self.bodies[name][:] = [guard(view, what=_PICTURES[name])]
 
 # %% ../../nbs/ui/50_sweeps.ipynb #f71741b1
 @patch
@@ -468,11 +478,7 @@ def _sections(self: Sweeps) -> list:
         section(
             "Runs",
             b["table"],
-            tools=(
-                self.asked,
-                download("CSV", lambda: table().to_csv(index=False), "runs.csv"),
-                download("NetCDF", lambda: _netcdf(self.data), f"{self.data.name}.nc"),
-            ),
+            tools=(self.asked, exports(self.data.name, csv=table, nc=lambda: _netcdf(self.data))),
         ),
         section("Run", b["run"], note="click a row of the table to see another one"),
     ]

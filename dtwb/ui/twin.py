@@ -23,7 +23,7 @@ from ..twin.scene import Scene
 from .machine import Story, machine_frame, machine_html, plant_html
 from .runs import RunApp, RunView
 from .scene import SceneView, use_widgets
-from .shell import exports, log_error, section
+from .shell import exports, log_error, section, surface
 
 # %% ../../nbs/ui/30_twin.ipynb #460a6bbe
 _LIST_CSS = """
@@ -235,7 +235,7 @@ def _draw(self: Twin, view: RunView) -> None:
     parts = {
         "3 1 560px": plant,
         "1 1 320px": machines,
-        "1 1 100%": pmui.Paper(self.card, sizing_mode="stretch_width", margin=(6, 6), variant="outlined", sx={"p": 1}),
+        "1 1 100%": surface(self.card),
     }
     places = [pn.Column(part, styles={"flex": flex, "min-width": "0"}) for flex, part in parts.items()]
     self.content[:] = [pn.FlexBox(*places, sizing_mode="stretch_width", align_items="flex-start")]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DtwbError, ImageError, StoreError
-from ..core.parallel import available_cores, reporter
+from ..core.parallel import Stopped, available_cores, pmap, reporter
 from ..store.database import Store, write_json
 from .inspector import Detection
 from .photos import read_image
@@ -371,6 +372,38 @@ def _in_order(done: list[dict], new: list[dict], names: list[str]) -> list[dict]
     return [row for name, row in rows.items() if name not in asked] + [rows[name] for name in asked if name in rows]
 
 
+def _look_beside(
+    processor: BatchProcessor,
+    frames: list[Frame],
+    take: Callable[[dict], Any],  # called with each row
+    threshold: Any,
+    keep: Callable,
+    workers: int | None,
+    **where: Any,  # executor, scheduler, stop
+) -> None:
+    "Hand parts of the frames out to processes, and take what they say."
+    size = max(1, min(64, len(frames) // (4 * (workers or available_cores()))))
+    parts = [frames[i : i + size] for i in range(0, len(frames), size)]
+    look = partial(_look_at, processor=processor, threshold=threshold, keep=keep)
+    each = lambda index, rows: [take(row) for row in rows]
+    try:
+        pmap(look, parts, workers=workers, retries=1, each=each, crashed=_crashed, **where)
+    except Stopped:  # what is there has been taken
+        pass
+    except DtwbError as e:
+        raise type(e)(e.what, e.where.partition("): ")[2] or e.where, e.how) from None
+
+
+def _look_at(frames: list[Frame], processor: BatchProcessor, threshold: Any, keep: Callable) -> list[dict]:
+    return [_row(seen) for seen in processor.stream(iter(frames), threshold=threshold, keep=keep)]
+
+
+def _crashed(frames: list[Frame], why: str) -> list[dict]:
+    return [
+        _row(Inspected(frame, None, f"{frame.name}: the process that looked at it died: {why}")) for frame in frames
+    ]
+
+# %% ../../nbs/vision/75_batch.ipynb #a85e5df0
 def run_batch(
     processor: BatchProcessor,
     inputs: Any,  # a path, glob, video, camera:0, synthetic: path or ImageSet, or several of them
@@ -381,6 +414,9 @@ def run_batch(
     threshold: float | str | None = None,  # the inspector's own by default
     every: int = 1,  # of a video or camera, take each n-th frame
     store: Store | None = None,  # also write a run with its detections there
+    workers: int | None = None,  # processes, where there are several
+    executor: str = "serial",  # this process, whose threads keep its cores busy; or local, dask: see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address; all its hosts see images, bundle and `out`
     progress: Any = None,  # callback(done, total), or a label or True for a bar
     stop: Callable[[], Any] | None = None,  # asked whether to stop
 ) -> BatchReport:
@@ -389,6 +425,8 @@ def run_batch(
         raise ImageError(f'no format "{sorted(unknown)[0]}"', "formats", f"formats are: {', '.join(FORMATS)}")
     out = Path(out) if out is not None else None
     frames = open_frames(inputs, without=out, every=every, read=processor.read)
+    if executor != "serial" and frames.total is None:
+        raise ImageError("videos and cameras go through one process", readable(inputs)[:200], "executor='serial'")
     mark = _fingerprint(processor.inspector, threshold)
     before, known = _begin(out, mark, processor.inspector, resume) if out else ([], {})
     done = {f"{row['name']}|{row['mark']}" for row in before if not row["error"]}
@@ -400,11 +438,14 @@ def run_batch(
         if out:
             write_json(out / "batch.json", known | {"run_id": run_id})
 
+    place = out.absolute() if out else Path()
+
     def keep(frame: Frame, image: np.ndarray, detection: Detection) -> dict:
         if not out or "pictures" not in formats:
             return detection.to_json()
         try:
-            return detection.to_json() | {"picture": str(save_picture(out / f"{frame.stem}.png", image, detection))}
+            save_picture(place / f"{frame.stem}.png", image, detection)
+            return detection.to_json() | {"picture": str(out / f"{frame.stem}.png")}
         except ImageError as e:
             raise StoreError(e.what, e.where, "what was written stays: go on with resume=True") from None
 
@@ -420,13 +461,21 @@ def run_batch(
 
     recorder, status, error = _Recorder(out, store, run_id, before), "finished", None
     try:
-        stream = processor.stream(todo(), threshold=threshold, keep=keep, stop=stop)
-        with reporter(progress, frames.total or 0) as report, closing(stream) as results:
-            for seen in results:
-                row = _row(seen)
+        with reporter(progress, frames.total or 0) as report:
+
+            def take(row: dict) -> None:
                 recorder(row)
                 new.append(row)
                 report(len(new) + len(skipped))
+
+            how: dict[str, Any] = dict(threshold=threshold, keep=keep, stop=stop)
+            if executor == "serial":
+                with closing(processor.stream(todo(), **how)) as results:
+                    for seen in results:
+                        take(_row(seen))
+            else:
+                where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers)
+                _look_beside(processor, list(todo()), take, **how, **where)
         stopped = bool(stop and stop())
     except KeyboardInterrupt:
         stopped = True

@@ -9,17 +9,21 @@ __all__ = ['CrossValidation', 'cross_validate']
 from .training import Recipe, train  # first: it mends torchvision's import
 
 # %% ../../nbs/vision/46_folds.ipynb #8ada2dd8
+import functools
 import hashlib
 import html
 import json
+import operator
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..core.errors import ModelError
+from ..core.parallel import pmap
 from .bundle import META, read_bundle
 from .callbacks import RunFolder, write_aside
 from .images import ImageSet
@@ -105,12 +109,16 @@ def cross_validate(
     time_limit: float | None = 540,  # s a fold
     rounds: int = 500,  # of the bootstrap
     bundles: bool = True,  # keep the folds' bundles after the last one
-    progress: Any = True,  # a bar a fold, none, or a callable (done, total)
+    workers: int | None = None,  # folds at once, where they are beside each other
+    executor: str = "serial",  # one after the other; or local, dask: see core.parallel
+    scheduler: Any = None,  # with executor "dask": its address
+    progress: Any = True,  # a bar a fold (serial) or of the folds, none, or a callable (done, total)
     **options,  # further ones of `train`
 ) -> CrossValidation:
     "Train on each fold's rest, judge the fold, pool."
-    out, parts = Path(out), split_folds(images, folds, seed)
-    plain = {k: v for k, v in options.items() if k not in ("workers", "devices", "strategy")}
+    images = replace(images, root=Path(images.root).resolve() if images.root else None)  # for other processes
+    out, parts = Path(out).resolve(), split_folds(images, folds, seed)
+    plain = {k: v for k, v in options.items() if k not in ("devices", "strategy")}
     base = recipe or Recipe()
     what = {"seed": seed, "folds": len(parts), "time_limit": time_limit}
     what |= {"recipe": base.to_json(), "options": {k: str(v) for k, v in sorted(plain.items())}}
@@ -118,10 +126,11 @@ def cross_validate(
     more = dict(recipe=recipe, seed=seed, time_limit=time_limit, **options)
     if options.get("model") not in ONE_CLASS:
         more |= dict(strict=False, resume=True)
-    total, rows = Tally(("",)), []
-    for i, part in enumerate(parts):
-        tally, row = _fold(part, out, i, len(parts), more, progress)
-        total, rows = (total + tally if rows else tally), [*rows, row]
+    serial, names = executor == "serial", [f"fold{i}" for i in range(len(parts))]
+    fold = functools.partial(_fold, parts=parts, out=out, more=more, progress=serial and progress)
+    where: dict[str, Any] = dict(executor=executor, scheduler=scheduler, workers=workers, retries=1)
+    done = pmap(fold, names, progress=not serial and progress, **where)
+    total, rows = functools.reduce(operator.add, (tally for tally, _ in done)), [row for _, row in done]
     model = read_bundle(out / "fold0").model
     result = CrossValidation(
         out, model, total.classes, total.measure(rounds), pd.DataFrame(rows), total.table, total.confusion
@@ -132,16 +141,20 @@ def cross_validate(
     return result
 
 
-def _fold(part: ImageSet, out: Path, i: int, n: int, more: dict, progress: Any) -> tuple[Tally, dict]:
-    "Train fold `i`, if it is not there yet, and judge its test images."
-    bundle, record = out / f"fold{i}", out / f"fold{i}.json"
+_alone = threading.Lock()  # torch's seed is the process's: a dask worker with several threads trains one fold at a time
+
+
+def _fold(name: str, parts: list[ImageSet], out: Path, more: dict, progress: Any) -> tuple[Tally, dict]:
+    "Train a fold, if it is not there yet, and judge its test images."
+    i, n, bundle, record = int(name.removeprefix("fold")), len(parts), out / name, out / f"{name}.json"
     if not (bundle / META).is_file():
         started = time.monotonic()
         tell = (lambda done, total: progress(i * total + done, n * total)) if callable(progress) else progress
-        tally = train(part, bundle, progress=tell, **more).evaluation.tally
+        with _alone:
+            tally = train(parts[i], bundle, progress=tell, **more).evaluation.tally
         write_aside(record, json.dumps({"seconds": time.monotonic() - started}))
     else:
-        tally = evaluate(Inspector.load(bundle), part.select(split="test"), rounds=2).tally
+        tally = evaluate(Inspector.load(bundle), parts[i].select(split="test"), rounds=2).tally
     assert tally is not None
     seconds = json.loads(record.read_text())["seconds"] if record.is_file() else float("nan")
     return tally, _row(i, tally, seconds, read_bundle(bundle).training.get("missing", []))

@@ -141,6 +141,13 @@ class Inspector:
     run: Run = field(repr=False)  # input (B, C, H, W) to logits (B, classes) and map (B, 1, h, w)
     backend: str = "onnx"
     path: Path | None = None
+    explain: bool = False  # by the explain graph
+
+    def __reduce__(self):
+        "In another process it is loaded again: what runs the network cannot be sent."
+        if self.path is None:
+            raise ModelError("an inspector in memory cannot be sent to another process", "inspector", "load a bundle")
+        return _load_again, (self.path.resolve(), self.backend, self.explain, self.meta)
 
     @classmethod
     def load(
@@ -157,7 +164,7 @@ class Inspector:
         needed = WEIGHTS if backend == "torch" else EXPLAIN if explain else ONNX
         if needed not in meta.files:
             raise ModelError(f"the bundle has no {needed}", path, f"backend {backend} needs it")
-        inspector = cls(meta, BACKENDS[backend](path, meta, needed), backend, path)
+        inspector = cls(meta, BACKENDS[backend](path, meta, needed), backend, path, explain)
         config = meta.preprocess
         inspector.raw(
             np.zeros((1, config.channels, config.height, config.width), np.float32)
@@ -232,6 +239,10 @@ class Inspector:
             out.append(detect(self.meta, logits[k], map, threshold, image, scale))
         share = (time.perf_counter() - started) * 1000 / len(images)
         return [replace(d, inference_time_ms=share) for d in out]
+
+
+def _load_again(path: Path, backend: str, explain: bool, meta: Meta) -> Inspector:
+    return replace(Inspector.load(path, backend, explain=explain), meta=meta)
 
 # %% ../../nbs/vision/70_inspector.ipynb #33d0185d
 @patch

@@ -10,6 +10,7 @@ from .models import InspectionModel  # first: it mends torchvision's import
 
 # %% ../../nbs/vision/38_learner.ipynb #be190ec9
 import math
+import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -142,7 +143,9 @@ class Supply(lightning.LightningDataModule):
         self.views, self.val, self.recipe = views, val, recipe
         if workers is not None and not (is_whole(workers) and workers >= 0):
             raise ModelError(f"workers is {workers!r}", "fit", "how many processes prepare views, 0 or more")
-        self.workers = int(recipe.epochs * recipe.epoch_size > 4000) if workers is None else workers
+        if workers is None:  # a dask worker may not start processes
+            workers = int(recipe.epochs * recipe.epoch_size > 4000 and not multiprocessing.current_process().daemon)
+        self.workers = workers
 
     def train_dataloader(self):
         trainer: Any = self.trainer

@@ -58,8 +58,8 @@ def _pixels_of(path: Path) -> int:
 
 
 def _file(path: Path, read: Callable[[Path], np.ndarray]) -> Frame:
-    facts = path.stat()
-    return Frame(readable(path), lambda: read(path), lambda: _pixels_of(path), f"{facts.st_size}-{facts.st_mtime_ns}")
+    facts, place = path.stat(), path.absolute()  # a worker may be in another folder
+    return Frame(readable(path), lambda: read(place), lambda: _pixels_of(place), f"{facts.st_size}-{facts.st_mtime_ns}")
 
 
 def _of_set(images: ImageSet) -> Iterator[Frame]:

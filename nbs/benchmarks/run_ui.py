@@ -33,12 +33,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 GL = ["--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-FIRST = {  # what is a picture of its own in each app: any of these
-    "overview": ".dtwb-kpi",
-    "attention": ".dtwb-picture img, .dtwb-picture canvas, .dtwb-picture svg",
-    "twin": ".dtwb-scene canvas, canvas",
-    "schedule": ".bk-Figure canvas",
-    "sweeps": ".tabulator-row, .bk-Figure canvas",
+FIRST = {  # what is a picture of its own in each app: any of these; `>>`: within
+    "overview": [".dtwb-kpi"],
+    "attention": [".dtwb-picture >> img, canvas, svg"],
+    "twin": ["canvas"],
+    "schedule": [".bk-Figure >> canvas"],
+    "sweeps": [".tabulator-row", ".bk-Figure >> canvas"],
 }
 LIMIT = 30  # s that a picture is waited for
 
@@ -145,21 +145,43 @@ def fresh_page() -> Iterator[Any]:
 
 def look(page: Any, url: str, app: str) -> dict[str, float]:  # s from the click
     "Go to an app: when anything was painted, and when the picture that it is for."
-    begun = time.perf_counter()
     page.goto(url, wait_until="commit")
     try:
-        page.locator(FIRST.get(app, "canvas, svg, img")).first.wait_for(timeout=LIMIT * 1000)
-        if app == "twin":
-            page.wait_for_function("() => window.drawn > 0", timeout=LIMIT * 1000)
+        seen = page.wait_for_function(
+            SEEN, arg=[FIRST.get(app, ["canvas, svg, img"]), app == "twin"], timeout=LIMIT * 1000
+        )
+        picture = seen.json_value() / 1000
     except Exception as e:
         if type(e).__name__ != "TimeoutError":
             raise
         say(f"{app}: no picture in {LIMIT} s")
-    picture = time.perf_counter() - begun
+        picture = float(LIMIT)
+    page.wait_for_timeout(300)  # until the browser has noted it
     paint = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0") / 1000
     return {"picture": picture, "paint": paint}
 
 
+def leave(page: Any) -> None:
+    "Once the whole page is there: nobody clicks again in the moment in which the first picture comes."
+    page.wait_for_timeout(2000)
+    page.goto("about:blank")
+
+
+# looked for at each frame of the browser (a locator of playwright looks every 500 ms); what is there is painted one
+# frame later
+SEEN = """([ways, webgl]) => {
+  const within = (root, selector) => [root, root.shadowRoot].filter(Boolean).flatMap((place) => [
+    ...place.querySelectorAll(selector),
+    ...[...place.querySelectorAll("*")].flatMap((one) => one.shadowRoot ? within(one.shadowRoot, selector) : []),
+  ])
+  const there = (way) => way.split(" >> ").reduce((roots, s) => roots.flatMap((r) => within(r, s)), [document])
+    .some((found) => found.getBoundingClientRect().height > 0)
+  if (!window.seen && document.body && (!webgl || window.drawn > 0) && ways.some(there)) {
+    window.seen = -1
+    requestAnimationFrame(() => { window.seen = performance.now() })
+  }
+  return window.seen > 0 && window.seen
+}"""
 COUNT = """
 window.drawn = 0
 for (const kind of [window.WebGLRenderingContext, window.WebGL2RenderingContext]) {
@@ -182,7 +204,7 @@ def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 4) -> list
                         {"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app)
                     )
                     for _ in range(again if n == fresh - 1 else 0):
-                        page.goto("about:blank")
+                        leave(page)
                         rows.append({"suite": "first", "app": app, "when": "warm"} | look(page, url, app))
             mine = [row for row in rows if row["app"] == app]
             told = [
@@ -337,7 +359,7 @@ async def visitors(server: Server, app: str, n: int = 20, stay: float = 3.0) -> 
 def look_beside(url: str, app: str) -> float:  # s, of the second visit
     with fresh_page() as page:
         look(page, url, app)
-        page.goto("about:blank")
+        leave(page)
         return look(page, url, app)["picture"]
 
 
