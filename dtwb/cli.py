@@ -121,6 +121,10 @@ def run(
     replications: Annotated[
         int, typer.Option(help="Runs per arm in the comparison; 0: only the recorded run.", min=0)
     ] = 8,
+    pace: Annotated[
+        float | None,
+        typer.Option(help="Go by the clock, so many seconds of the plant in one: a dashboard can follow, and plan."),
+    ] = None,
     workers: Parallel = None,
     executor: Executor = "local",
     scheduler: Scheduler = None,
@@ -142,6 +146,7 @@ def run(
             objective=objective,
             replications=replications,
             seed=seed,
+            pace=pace,
             progress=update,
             **where_to_run(workers, executor, scheduler),
         )

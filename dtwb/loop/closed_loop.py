@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ImageSource', 'TRIGGERS', 'generated_images', 'photos', 'Seen', 'inspect_with', 'unlock', 'LoopController',
-           'first_plan', 'run_loop']
+           'first_plan', 'check_pace', 'at_pace', 'run_loop']
 
 # %% ../../nbs/loop/00_closed_loop.ipynb #e5f645e7
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,14 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core import events as ev
-from ..core.errors import ImageError, ScheduleError
+from ..core.errors import DtwbError, ImageError, ScheduleError, SimulationError
 from ..core.events import Event, EventBus
 from ..core.factory import Factory
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule
 from ..core.settings import LoopSettings
+from .accepted import AcceptedPlan, Asked, new_orders, with_orders
 from ..scheduling.problem import Problem, Solution
-from ..scheduling.rescheduling import reschedule
+from ..scheduling.rescheduling import replan
 from ..scheduling.solve import solve
 from ..twin.simulation import InspectionRequest, Run, Simulation, Verdict, simulate
 from ..vision.images import GOOD, ImageSet
@@ -117,8 +119,11 @@ class LoopController:
     seed: int = 0
     defects: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))  # machine -> s of its defects
     solutions: list[Solution] = field(default_factory=list)
+    accepted: Callable[[], list[AcceptedPlan]] = list  # what people have accepted since the last call
+    asked: Asked = field(default_factory=Asked)  # what they have asked for with it
 
     def __call__(self, sim: Simulation, news: list[Event]) -> None:
+        self.look(sim)
         for event in news:
             if isinstance(event, ev.DefectDetected) and event.suspect:
                 self._suspect(sim, event)
@@ -140,22 +145,48 @@ class LoopController:
             sim.request_maintenance(event.suspect, why)
             times.clear()
 
+    def look(self, sim: Simulation) -> None:
+        "Take up what people have accepted."
+        for plan in self.accepted():
+            try:
+                self._take_up(sim, plan)
+            except DtwbError as e:
+                sim.raise_alarm(sim.run_id, "warning", f"{plan.mark}: {e}")
+
+    def _take_up(self, sim: Simulation, plan: AcceptedPlan) -> None:
+        orders, asked = new_orders(plan, sim.now), self.asked.and_of(plan)
+        factory = with_orders(self.factory, orders)
+        solution = self._solved(sim, factory, asked, plan.schedule, "right_shift")
+        for order in orders:
+            sim.add_order(order)
+        self.factory, self.asked = factory, asked
+        self.solutions.append(solution)
+        sim.set_schedule(solution.schedule, plan.reason)
+
     def _plan(self, sim: Simulation, reason: str) -> None:
         try:
-            solution = reschedule(
-                self.factory,
-                sim.state(),
-                sim.now,
-                objective=self.objective,
-                time_limit=self.policy.reschedule_time_limit,
-                seed=self.seed,
-                workers=available_cores(),
-            )
+            solution = self._solved(sim, self.factory, self.asked)
         except ScheduleError as e:  # a material that never comes, say: go on with the old plan, and tell
             sim.raise_alarm(sim.run_id, "warning", f"no new plan: {e}")
             return
         self.solutions.append(solution)
         sim.set_schedule(solution.schedule, reason)
+
+    def _solved(
+        self, sim: Simulation, factory: Factory, asked: Asked, previous: Schedule | None = None, strategy: str = "full"
+    ) -> Solution:
+        began, state = time.perf_counter(), sim.state()
+        problem = asked.problem(factory, state, sim.now)
+        return replan(
+            problem,
+            state.schedule if previous is None else previous,
+            self.objective,
+            strategy,
+            max(0.1, self.policy.reschedule_time_limit - (time.perf_counter() - began)),
+            freeze=max(0.0, asked.frozen - sim.now),
+            seed=self.seed,
+            workers=available_cores(),
+        )
 
 # %% ../../nbs/loop/00_closed_loop.ipynb #79a573b5
 def first_plan(
@@ -167,6 +198,30 @@ def first_plan(
     "A plan for all orders, before anything has happened."
     problem = Problem.from_factory(factory)
     return solve(problem, objective=objective, time_limit=time_limit, seed=seed, workers=available_cores())
+
+# %% ../../nbs/loop/00_closed_loop.ipynb #0940a3cd
+_LOOK = 0.25  # s
+
+
+def check_pace(pace: float | None) -> None:  # raises SimulationError
+    "Whether it is one."
+    if pace is not None and not 0 < pace < float("inf"):
+        raise SimulationError(f"a pace is a number above 0, not {pace!r}", "pace", "s of the plant in a second: 60")
+
+
+def at_pace(
+    sim: Simulation,
+    pace: float,  # s of the plant in a second
+    look: Callable[[Simulation], None],  # called a few times a second
+) -> Run:
+    "Go on to the end, by the clock."
+    began, start = time.monotonic(), sim.now
+    while sim.how is None:
+        sim.run_until(start + (time.monotonic() - began) * pace)
+        if sim.how is None:
+            look(sim)
+            time.sleep(_LOOK)
+    return sim.run()
 
 # %% ../../nbs/loop/00_closed_loop.ipynb #09f051ea
 def run_loop(
@@ -183,6 +238,8 @@ def run_loop(
     witness: Callable[[Seen], str | None] | None = None,  # told of each picture; returns where it was kept
     bus: EventBus | None = None,  # told of each event
     run: str = "run",
+    accepted: Callable[[], list[AcceptedPlan]] = list,  # plans that people have accepted since the last call
+    pace: float | None = None,  # s of the plant in a second; None: as fast as it goes
 ) -> Run:
     "Simulate `factory` with real inspection and, if `closed`, real replanning."
     policy = policy or LoopSettings()
@@ -191,5 +248,8 @@ def run_loop(
         return simulate(factory, rule=rule, seed=seed, inspect=inspect, bus=bus, run=run)
     if plan is None:
         plan = first_plan(factory, objective, policy.plan_time_limit, seed).schedule
-    controller = LoopController(factory, policy, objective, seed) if closed else unlock
-    return simulate(factory, plan, seed=seed, inspect=inspect, controller=controller, bus=bus, run=run)
+    controller = LoopController(factory, policy, objective, seed, accepted=accepted) if closed else unlock
+    if pace is None:
+        return simulate(factory, plan, seed=seed, inspect=inspect, controller=controller, bus=bus, run=run)
+    sim = Simulation(factory, plan, seed=seed, inspect=inspect, controller=controller, bus=bus, run=run)
+    return at_pace(sim, pace, controller.look if isinstance(controller, LoopController) else lambda sim: None)

@@ -18,7 +18,8 @@ from ..core.errors import SimulationError
 from ..core.events import EventBus
 from ..core.factory import Factory
 from ..core.settings import settings
-from .closed_loop import Seen, first_plan, run_loop
+from .accepted import inbox
+from .closed_loop import Seen, check_pace, first_plan, run_loop
 from .instance import factory_from_problem
 from .worth import LoopComparison, Trial, compare_loop
 from ..scheduling.problem import Problem, check_objective
@@ -164,6 +165,7 @@ def run_session(
     objective: str = "weighted_tardiness",
     replications: int = 8,  # per arm; 0: no comparison
     seed: int = 1,
+    pace: float | None = None,  # s of the plant in a second, to be watched and worked with; None: as fast as it goes
     workers: int | None = None,  # of the comparison: processes
     executor: str = "local",  # see core.parallel
     scheduler: Any = None,  # with executor "dask": its address
@@ -171,6 +173,7 @@ def run_session(
 ) -> Session:
     "Plan, run the loop, record it, and measure it against doing without."
     check_objective(objective)
+    check_pace(pace)
     if replications == 1:
         raise SimulationError("an interval needs at least 2 replications, not 1", "replications", "or 0: no comparison")
     bundle = model or settings().path("models") / "tile_demo"
@@ -196,6 +199,8 @@ def run_session(
             witness=recording.see,
             bus=recording.bus,
             run=recording.run.id,
+            accepted=inbox(recording.store, recording.run.id),
+            pace=pace,
         )
         values = recording.save_kpis(result.events, plant)
         comparison = None

@@ -102,6 +102,7 @@ _schedules = sa.Table(
     sa.Column("time", sa.Double, nullable=False),
     sa.Column("reason", sa.String, nullable=False),
     sa.Column("rows", _JSON, nullable=False),
+    sa.Column("accepted", _JSON),  # who has accepted it, when, and what was asked; empty: the run made it itself
 )
 _kpis = sa.Table(
     "kpis",
@@ -467,8 +468,9 @@ def add_schedule(
     rows: Iterable[Iterable[Any]],  # as in a ScheduleChanged event
     time: float = 0.0,  # s, when it took force
     reason: str = "",
+    accepted: Mapping[str, Any] | None = None,  # by whom, when and for what; None: it took force by itself
 ) -> int:  # its version, from 1
-    "Write a schedule that took force."
+    "Write a schedule that took force, or that somebody has accepted."
     with self._connection(write=True) as connection:
         run = connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == run_id).with_for_update())
         if run is None:
@@ -476,6 +478,7 @@ def add_schedule(
         last = connection.scalar(sa.select(sa.func.max(_schedules.c.version)).where(_schedules.c.run_id == run_id))
         version = (last or 0) + 1
         row = {"run_id": run_id, "version": version, "time": time, "reason": reason, "rows": [list(r) for r in rows]}
+        row |= {"accepted": sa.null() if accepted is None else dict(accepted)}
         connection.execute(_schedules.insert(), row)
         return version
 
@@ -537,6 +540,40 @@ def run(
     return dict(row) | times
 
 
+def stamp(
+    self: "Store",
+    run_id: str,
+) -> tuple:  # its status, when it ended, its last event, detection and schedule, its number of KPIs; the same: no news
+    "What changes with whatever is written about a run: one look instead of reading it again."
+    of = lambda table: table.c.run_id == run_id
+    last = (
+        sa.select(what).where(of(table)).scalar_subquery()
+        for table, what in (
+            (_events, sa.func.max(_events.c.number)),
+            (_detections, sa.func.max(_detections.c.id)),
+            (_schedules, sa.func.max(_schedules.c.version)),
+            (_kpis, sa.func.count()),
+        )
+    )
+    with self._connection() as connection:
+        row = connection.execute(sa.select(_runs.c.status, _runs.c.ended, *last).where(_runs.c.id == run_id)).first()
+    if row is None:
+        raise _no_run(run_id)
+    return tuple(row)
+
+
+def news(
+    self: "Store",
+) -> tuple:  # how many runs, the last start and end, how many run, the newest that has events; the same: no news
+    "What changes with whatever happens to the list of runs."
+    has_events = sa.exists().where(_events.c.run_id == _runs.c.id)
+    newest = sa.select(_runs.c.id).where(has_events).order_by(_runs.c.started.desc(), _runs.c.id.desc()).limit(1)
+    running = sa.func.sum(sa.case((_runs.c.status == "running", 1), else_=0))
+    what = sa.func.count(), sa.func.max(_runs.c.started), sa.func.max(_runs.c.ended), running
+    with self._connection() as connection:
+        return tuple(connection.execute(sa.select(*what, newest.scalar_subquery())).one())
+
+
 def latest_run(
     self: "Store",
     what: str | None = None,  # only this kind of run
@@ -553,9 +590,14 @@ def detections(self: "Store", run_id: str) -> pd.DataFrame:  # one row each, in 
     return _frame(self, query).drop(columns=["run_id"])
 
 
-def schedules(self: "Store", run_id: str) -> pd.DataFrame:  # version, time, reason, rows
-    "The schedules that were in force in a run."
-    query = sa.select(_schedules).where(_schedules.c.run_id == run_id).order_by(_schedules.c.version)
+def schedules(
+    self: "Store",
+    run_id: str,
+    since: int = 0,  # only later versions
+) -> pd.DataFrame:  # version, time, reason, rows, accepted
+    "The schedules that were in force in a run, or were accepted for it."
+    later = _schedules.c.run_id == run_id, _schedules.c.version > since
+    query = sa.select(_schedules).where(*later).order_by(_schedules.c.version)
     return _frame(self, query).drop(columns=["run_id"]).set_index("version")
 
 
@@ -629,6 +671,7 @@ class Store:
     "The database of runs. Open it with `Store.open`."
 
     start_run, finish_run, run, runs, latest_run = start_run, finish_run, run, runs, latest_run
+    stamp, news = stamp, news
     append, event_count, events, acknowledge = append, event_count, events, acknowledge
     add_detections, add_schedule, add_kpis = add_detections, add_schedule, add_kpis
     detections, schedules, kpis = detections, schedules, kpis

@@ -19,7 +19,7 @@ from ..core import events as ev
 from ..core.distributions import Distribution, quantile
 from ..core.errors import ScheduleError, SimulationError
 from ..core.events import Event, EventBus
-from ..core.factory import Factory, Job, Order, Source, operation_of
+from ..core.factory import Factory, Job, Order, Source, jobs_of, operation_of
 from ..core.schedule import Schedule, ScheduledOperation, gantt_svg, planned_entries
 from ..core.state import FactoryState, History, copy_state, fold, initial_state
 from ..core.streams import uniforms
@@ -286,6 +286,26 @@ class Simulation:
         "Announce that a machine is expected to fail; the controller is told at once, or at the next instant."
         self.plant.note((ev.FailurePredicted, self.now, machine, at, probability))
         self.plant.clock.at(self.now, nothing)
+
+    def add_order(
+        self,
+        order: Order,  # of a product that the factory knows; it comes in at its release, or now
+    ) -> None:  # raises SimulationError if there is such an order, or no such product
+        "Take in an order that nobody knew of."
+        self._goes_on("an order")
+        plant, jobs = self.plant, list(jobs_of(order))
+        taken = any(job.id in plant.parts or job.id in plant.gone for job in jobs)
+        if taken or order.product not in plant.routes:
+            what = "there is such an order already" if taken else f"there is no product {order.product!r}"
+            raise SimulationError(what, f"order {order.id!r}")
+        parts = [Part(job) for job in jobs]
+        for part in parts:
+            plant.parts[part.job.id] = part
+            if self.factory.product(order.product).routing is None:
+                part.visits = plant.routes[order.product]
+                part.go_to(0)
+        plant.unfinished += len(parts)
+        plant.clock.at(max(self.now, order.release), _release, plant, order, parts)
 
 
 def check_time(time: Any, field: str) -> None:  # raises SimulationError

@@ -55,6 +55,7 @@ class RunView:
     events: list[Event]
     detections: pd.DataFrame
     stored_kpis: pd.DataFrame
+    version: int = 0  # of the last plan that was accepted for it, or that it made
 
     @property
     def id(self) -> str:
@@ -62,7 +63,8 @@ class RunView:
 
     @property
     def key(self) -> tuple:  # changes with whatever is to be shown
-        return self.id, self.record["status"], len(self.events), len(self.detections), len(self.stored_kpis)
+        counts = len(self.events), len(self.detections), len(self.stored_kpis)
+        return self.id, self.record["status"], *counts, self.version
 
     @property
     def running(self) -> bool:
@@ -128,14 +130,15 @@ def read_run(
     before: RunView | None = None,  # what was read of it last; only new events are read then
 ) -> RunView:
     "A run from the store."
+    *_, version, _ = store.stamp(run)
     record = store.run(run)
     known = before.events if before else []
     events = [*known, *store.events(run, since=len(known))]
-    return RunView(record, events, store.detections(run), store.kpis(run))
+    return RunView(record, events, store.detections(run), store.kpis(run), version or 0)
 
 
 @pn.cache(max_items=8, policy="LRU")
-def _ended_run(url: str, run: str, status: str, count: int) -> RunView:
+def _ended_run(url: str, run: str, stamp: str) -> RunView:
     with Store.open(url) as store:
         return read_run(store, run)
 
@@ -146,10 +149,10 @@ def view_of(
     before: RunView | None = None,
 ) -> RunView:
     "A run; one that is over is read once for all visitors."
-    status = store.run(run)["status"]
-    if status == "running":
+    stamp = store.stamp(run)
+    if stamp[0] == "running":
         return read_run(store, run, before)
-    return _ended_run(store.url.render_as_string(hide_password=False), run, status, store.event_count(run))
+    return _ended_run(store.url.render_as_string(hide_password=False), run, repr(stamp))
 
 # %% ../../nbs/ui/06_runs.ipynb #30e78e6f
 def about_html(view: RunView) -> str:  # raises FactoryError where the run's factory cannot be read
@@ -185,6 +188,7 @@ def badge(
 LATEST = "latest"
 _REFRESH = 3000  # ms
 _SMALL = 50_000  # events
+_IDLE = 4  # times as long as drawing took, nothing is drawn: of a run that goes on, there is always something new
 
 
 def newest(runs: pd.DataFrame, store: Store) -> str | None:  # its id; None: there is none
@@ -222,6 +226,8 @@ class RunApp(param.Parameterized):
         self._started = False
         self._failed: Any = None  # key of the view that could not be shown
         self._said: Any = None  # the error that is on the page
+        self._seen: Any = None  # of the store, at the last glance
+        self._rests = 0.0  # until when nothing is drawn anew, by time.monotonic
         self._news_at: Any = (None, 0.0)  # key of the view, and when it was first seen
 
     def show(self, view: RunView) -> None:
@@ -243,7 +249,7 @@ class RunApp(param.Parameterized):
             sync(one, cls.links)
             if cls.early and pn.state.curdoc and one.small:
                 one.refresh()
-            every(lambda: one._started and one.refresh(), _REFRESH)  # what comes before the page is there is lost
+            every(one.glance, _REFRESH)
             return [one.badge], [one.page]
 
         return page(title, build, app)
@@ -260,6 +266,7 @@ class RunApp(param.Parameterized):
     # methods that come below, each beside its prose
     start: Callable[..., None]
     refresh: Callable[..., None]
+    glance: Callable[..., None]
     _news: Callable[..., None]
     _offer: Callable[..., None]
     _fail: Callable[..., None]
@@ -273,6 +280,42 @@ def start(self: RunApp) -> None:
     self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
     pn.state.onload(self.refresh)
+
+
+_LOOKS: dict[tuple, tuple[float, Any]] = {}  # what of which store -> when, and what was seen
+
+
+def _seen_by_all(key: tuple, look: Callable[[], Any], age: float = 0.5 * _REFRESH / 1000) -> Any:
+    "What a look gives, which all visitors of this process share for a moment."
+    if len(_LOOKS) > 1000:
+        _LOOKS.clear()
+    if key not in _LOOKS or time.monotonic() - _LOOKS[key][0] > age:
+        _LOOKS[key] = time.monotonic(), look()
+    return _LOOKS[key][1]
+
+
+@patch
+def glance(self: RunApp) -> None:
+    "See whether there is anything new, and only then read and draw."
+    if not self._started:  # what comes before the page is there is lost
+        return
+    store, view = self.store, self.view
+    url = str(store.url)
+    try:
+        seen = [_seen_by_all((url,), store.news)]
+        seen.append(_seen_by_all((url, view.id), lambda: store.stamp(view.id)) if view else None)
+    except StoreError as e:
+        seen = [repr(e)]
+    silent = time.monotonic() - self._news_at[1]
+    if view is None or (view.running and silent >= _SILENT):  # it is looked into, whether it goes on
+        self._seen = None
+    if seen != self._seen and time.monotonic() >= self._rests:
+        began = time.monotonic()
+        self.refresh()
+        self._seen, now = seen, time.monotonic()
+        self._rests = now + _IDLE * (now - began)
+    elif view and (age := badge(view, silent)) != self.badge.object:
+        self.badge.object = age
 
 
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERYWHERE', 'WIDGETS', 'find_apps', 'check_free', 'origins', 'widget_file', 'widget_routes', 'policy', 'headers',
-           'header_transform', 'chosen', 'first', 'root_route', 'serve_extensions', 'build', 'serve']
+           'header_transform', 'chosen', 'first', 'root_route', 'expect_leavers', 'serve_extensions', 'build', 'serve']
 
 # %% ../../nbs/ui/05_serve.ipynb #9a198803
 import asyncio
@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,23 @@ def root_route(prefix: str, home: str) -> tuple:
 
     return r"(/?)", Root
 
+# %% ../../nbs/ui/05_serve.ipynb #42f0cd75
+def expect_leavers(loop: asyncio.AbstractEventLoop) -> None:
+    "What happens whenever a visitor closes a page is no news."
+    from tornado.iostream import StreamClosedError
+    from tornado.websocket import WebSocketClosedError
+
+    def failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), WebSocketClosedError | StreamClosedError):
+            _log.debug("a visitor left: %s", context.get("message"))
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(failed)
+    said = "Failed sending message as connection was closed"
+    logging.getLogger("bokeh.server.views.ws").addFilter(lambda record: record.getMessage() != said)
+    warnings.filterwarnings("ignore", "reference already known")
+
 # %% ../../nbs/ui/05_serve.ipynb #f43a4805
 def serve_extensions() -> None:
     "Tell every process where the scripts of extensions lie; Bokeh learns it when it sends a page that needs one."
@@ -294,6 +312,7 @@ def serve(
         host = "localhost" if how.address in EVERYWHERE else how.address
         url = f"{'https' if how.certificate else 'http'}://{host}:{how.port}{how.prefix}/{first(paths)}"
         server.io_loop.add_callback(_greet, url, started, show)
+    expect_leavers(server.io_loop.asyncio_loop)
     server.start()
     if warm:
         server.io_loop.add_callback(_warm, health)

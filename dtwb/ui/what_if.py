@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['AnyAsked', 'ASKED', 'FIGURES', 'Situation', 'situation_at', 'MachineOut', 'NewOrder', 'NewDue', 'Freeze', 'WhatIf',
            'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'moved_operations',
-           'moved_words', 'front', 'judge', 'AcceptedPlan', 'accept', 'accepted_plans']
+           'moved_words', 'front', 'judge', 'accept']
 
 # %% ../../nbs/ui/42_what_if.ipynb #5b8b4195
 import json
 import math
 import time as timer
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -26,12 +26,13 @@ from ..core.events import Event, ScheduleChanged
 from ..core.factory import Calendar, Factory
 from ..core.schedule import Schedule, ScheduledOperation
 from ..core.state import FactoryState, copy_state, fold, initial_state
+from ..loop.accepted import AcceptedPlan, accepted_plans, fate, keep_plan
 from ..scheduling.explain import why_infeasible
 from ..scheduling.gantt import tell_span, tell_time
 from ..scheduling.pareto import Front, pareto
 from ..scheduling.pictures import utilisation
 from ..scheduling.problem import Objective, Problem, Solution, Stability, machine_of, planned, violations
-from ..scheduling.rescheduling import Breakdown, Change, apply_change, explain_change, replan, right_shifted
+from ..scheduling.rescheduling import Breakdown, Change, Gone, apply_change, explain_change, replan, right_shifted
 from ..scheduling.solve import Kept, impossible
 from ..store.database import Store, write_json
 from ..twin.changes import Append, Scenario, Set, Shift
@@ -296,41 +297,11 @@ def _without(problem: Problem, out: MachineOut) -> Problem:
     if out.until is not None and out.until <= problem.origin + since:
         raise ScheduleError(f"a machine is out until later than {_when(problem.origin + since)}", out.words)
     if out.until is None:
-        return _gone(problem, out, math.ceil(since / problem.tick))
+        return apply_change(problem, Gone(out.machine, math.ceil(since / problem.tick)))
     until = math.ceil((out.until - problem.origin) / problem.tick)
     for server in servers:
         problem = apply_change(problem, Breakdown(server, until, math.floor(since / problem.tick)))
     return problem
-
-# %% ../../nbs/ui/42_what_if.ipynb #66c6f3f7
-def _gone(problem: Problem, out: MachineOut, since: int) -> Problem:
-    "The problem without a machine from tick `since` on; what is under way on it is finished."
-    numbers = {m for m, machine in enumerate(problem.machines) if machine_of(machine.id) == out.machine}
-    if since:
-        until = lambda spans: tuple((a, min(b, since)) for a, b in spans or ((0, since),) if a < since) or ((-2, -1),)
-        machines = [replace(m, windows=until(m.windows)) if i in numbers else m for i, m in enumerate(problem.machines)]
-        return replace(problem, machines=tuple(machines))
-    jobs, stranded = [], defaultdict(list)
-    for job in problem.jobs:
-        operations = []
-        for k, operation in enumerate(job.operations):
-            modes = tuple(mode for mode in operation.modes if mode.machine not in numbers)
-            if job.started and k == 0:
-                modes = operation.modes
-            elif not modes:
-                stranded[operation.name.partition("#")[0]].append(job.id)
-            operations.append(replace(operation, modes=modes))
-        jobs.append(replace(job, operations=tuple(operations)))
-    if stranded:
-        who = "; ".join(f"{name} of {_listed(jobs)}" for name, jobs in stranded.items())
-        what = f"nobody else can do what only {out.machine} can: {who}"
-        raise ScheduleError(what, out.words, f"there is no plan unless {out.machine} comes back: say when")
-    return replace(problem, jobs=tuple(jobs))
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more jobs" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 # %% ../../nbs/ui/42_what_if.ipynb #7954df56
 def _shifted(problem: Problem, known: Schedule, what_if: WhatIf) -> Solution | None:
@@ -538,23 +509,6 @@ def judge(
     return table.set_axis(["expected", "at most, 9 of 10"], axis=1)
 
 # %% ../../nbs/ui/42_what_if.ipynb #fa78f0b1
-@dataclass(frozen=True)
-class AcceptedPlan:
-    "A plan that somebody has accepted."
-
-    version: int
-    time: float  # s, from when it is in force
-    reason: str
-    schedule: Schedule = field(repr=False)
-
-    @property
-    def label(self) -> str:
-        return f"accepted, version {self.version}, from {_when(self.time)}"
-
-
-_ACCEPTED = "accepted by "
-
-
 def accept(
     answer: Answer,
     store: Store,
@@ -562,36 +516,20 @@ def accept(
     by: str,  # who
     folder: Path | None = None,  # of the run; None: it has none
 ) -> AcceptedPlan:
-    "Keep the new plan with the run."
+    "Keep the new plan with the run; one that still goes takes it up."
     if answer.solution is None:
         raise ScheduleError("there is no plan to accept", answer.case.what_if.words)
-    situation, schedule = answer.case.situation, answer.solution.schedule
-    reason = f"{_ACCEPTED}{by}: {answer.case.what_if.words}"
-    version = store.add_schedule(run, schedule.rows, situation.now, reason)
+    situation, what_if = answer.case.situation, answer.case.what_if
+    plan = AcceptedPlan(
+        0, situation.now, by, datetime.now(UTC), what_if.words, answer.solution.schedule, what_if.to_json()["changes"]
+    )
+    plan = replace(plan, version=keep_plan(store, run, plan))
     if folder is not None:
-        record = {
-            "run": run,
-            "version": version,
-            "time": situation.now,
-            "by": by,
-            "what_if": answer.case.what_if.to_json(),
-        }
-        figures = {"figures": plan_figures(answer.solution), "rows": [list(row) for row in schedule.rows]}
+        record = {"run": run, "version": plan.version, "time": plan.time, "by": by, "what_if": what_if.to_json()}
+        figures = {"figures": plan_figures(answer.solution), "rows": [list(row) for row in plan.schedule.rows]}
         try:
             (folder / "plans").mkdir(exist_ok=True)
-            write_json(folder / "plans" / f"plan_{version}.json", record | figures)
+            write_json(folder / "plans" / f"plan_{plan.version}.json", record | figures)
         except OSError as e:
             raise StoreError(f"the plan's file cannot be written: {e.strerror}", folder) from None
-    return AcceptedPlan(version, situation.now, reason, schedule)
-
-
-def accepted_plans(store: Store, run: str) -> list[AcceptedPlan]:  # the oldest first
-    "The plans that were accepted for a run."
-    frame: Any = store.schedules(run)
-    return [
-        AcceptedPlan(
-            int(version), float(row.time), row.reason, Schedule(tuple(ScheduledOperation(*r) for r in row.rows))
-        )
-        for version, row in zip(frame.index, frame.itertuples())
-        if str(row.reason).startswith(_ACCEPTED)
-    ]
+    return plan
