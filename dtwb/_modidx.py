@@ -3804,6 +3804,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dtwb.ui.early.EarlyHandler.get_session': ('ui/early.html#earlyhandler.get_session', 'dtwb/ui/early.py'),
                                'dtwb.ui.early.EarlyHandler.kind': ('ui/early.html#earlyhandler.kind', 'dtwb/ui/early.py'),
                                'dtwb.ui.early.EarlyHandler.write': ('ui/early.html#earlyhandler.write', 'dtwb/ui/early.py'),
+                               'dtwb.ui.early._quoted': ('ui/early.html#_quoted', 'dtwb/ui/early.py'),
                                'dtwb.ui.early.importing': ('ui/early.html#importing', 'dtwb/ui/early.py'),
                                'dtwb.ui.early.lacking': ('ui/early.html#lacking', 'dtwb/ui/early.py'),
                                'dtwb.ui.early.use_early_pages': ('ui/early.html#use_early_pages', 'dtwb/ui/early.py'),

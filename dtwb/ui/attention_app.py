@@ -495,7 +495,8 @@ class Attention(RunApp):
 
     def _arrange(self) -> None:
         self.tools = self._tools()
-        own = pn.Column(self.upload, self.job, self.refusal, sizing_mode="stretch_width")
+        own = pn.Column(sizing_mode="stretch_width", visible=False)
+        below(own, lambda: [self.upload, self.job, self.refusal])
         self.of_run: Any = self.page[0]
         self.of_own = own
         browse = section("Pictures", self.strip, tools=(self.before, self.where, self.after, self.pick_only))

@@ -6,6 +6,7 @@
 __all__ = ['WIDGETS_SCRIPT', 'without', 'importing', 'lacking', 'EarlyHandler', 'use_early_pages']
 
 # %% ../../nbs/ui/11_early.ipynb #2551ec67
+import json
 import logging
 import re
 from html import escape
@@ -28,6 +29,7 @@ def without(
     return re.sub(rf'<script [^>]*src="[^"]*/(?:{names})(?:\?[^"]*)?"[^>]*></script>\n?', "", page) if scripts else page
 
 # %% ../../nbs/ui/11_early.ipynb #31f83136
+_END = "</head>"
 _SHIM = re.compile(r'<script [^>]*src="([^"]*/es-module-shims[^"]*)"[^>]*></script>')
 _IMPORT = """<script>
 (() => {
@@ -51,14 +53,20 @@ _IMPORT = """<script>
 
 def importing(
     page: str,  # HTML
-    module: str = "",  # its address: loaded and compiled from the start
+    module: str = "",  # its address: loaded from the start, and run before the page is there
 ) -> str:
     "A page whose browser imports modules itself."
     early = f'<link rel="modulepreload" href="{escape(module)}">\n' if module else ""
-    return _SHIM.sub(lambda found: early + _IMPORT % found[1], page, count=1)
+    changed = _SHIM.sub(lambda found: early + _IMPORT % found[1], page, count=1)
+    if module and changed != page:  # at the end of the head: it needs Bokeh and Panel
+        changed = changed.replace(_END, f"<script>importShim({_quoted(module)})</script>\n{_END}", 1)
+    return changed
+
+
+def _quoted(text: str) -> str:  # for a script
+    return json.dumps(text).replace("<", "\\u003c")
 
 # %% ../../nbs/ui/11_early.ipynb #9c4b9cc8
-_END = "</head>"
 _TAGS = re.compile(r"<link [^>]*>|<script [^>]*src=[^>]*></script>")
 _FAILED = "</head><body><p role='alert' style='font:16px sans-serif;padding:2em'>{}</p></body></html>"
 _log = logging.getLogger(__name__)
