@@ -3901,6 +3901,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dtwb.ui.machine.sparkline': ('ui/machine.html#sparkline', 'dtwb/ui/machine.py')},
             'dtwb.ui.memory': { 'dtwb.ui.memory._forget_widgets': ('ui/memory.html#_forget_widgets', 'dtwb/ui/memory.py'),
                                 'dtwb.ui.memory.forget': ('ui/memory.html#forget', 'dtwb/ui/memory.py'),
+                                'dtwb.ui.memory.give_back': ('ui/memory.html#give_back', 'dtwb/ui/memory.py'),
+                                'dtwb.ui.memory.give_back_soon': ('ui/memory.html#give_back_soon', 'dtwb/ui/memory.py'),
                                 'dtwb.ui.memory.settle': ('ui/memory.html#settle', 'dtwb/ui/memory.py')},
             'dtwb.ui.overview': { 'dtwb.ui.overview.Overview': ('ui/overview.html#overview', 'dtwb/ui/overview.py'),
                                   'dtwb.ui.overview.Overview.__init__': ('ui/overview.html#overview.__init__', 'dtwb/ui/overview.py'),
