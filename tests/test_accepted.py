@@ -1,10 +1,10 @@
 "A plan that somebody accepts while the run still goes: from the dashboard over the store into the plant."
 
 import threading
-import time
 
 import pytest
 from browser import PLANT
+from waiting import wait_for
 
 from dtwb.core import events as ev
 from dtwb.core.settings import LoopSettings, settings
@@ -15,14 +15,6 @@ from dtwb.store.database import Store
 from dtwb.twin.simulation import Simulation, simulate
 from dtwb.ui.schedule_app import Schedules
 from dtwb.ui.what_if import Freeze, MachineOut, NewOrder
-
-
-def wait_for(look, seconds=240):
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import nbformat
 import psutil
 import pytest
 from distributed import Client
+from waiting import wait_for
 
 from dtwb.core.errors import SettingsError
 from dtwb.core.parallel import ItemError, Stopped, pmap
@@ -22,14 +23,6 @@ from dtwb.sweeps.results import Sweep
 from dtwb.sweeps.runner import run_sweep
 
 PYTHON = sys.executable
-
-
-def wait_for(what, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def alive(pid):
