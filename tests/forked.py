@@ -28,8 +28,11 @@ def notebook(path: str) -> None:
 
     import numpy
     import torch
+    from hypothesis import settings
     from nbdev.test import nbdev_test
 
+    settings.register_profile("same", derandomize=os.environ.get("HYPOTHESIS_PROFILE") != "explore")  # as in conftest
+    settings.load_profile("same")
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(0)
     nbdev_test(path, n_workers=0)

@@ -165,7 +165,8 @@ def nms(
     numbers = np.zeros(n, np.int64) if kinds is None else np.unique(np.asarray(kinds), return_inverse=True)[1][order]
     gridded = iou > 1e-6  # else the reach is endless: one cell
     reach = (1 - iou if iou >= 0.5 else (1 / iou - 1) / 2) if gridded else 0.0
-    cell = np.maximum(reach * best[:, 2:].mean(axis=0), np.ptp(best[:, :2], axis=0) / (2 * n**0.5))
+    spread = np.ptp(best[:, :2] + best[:, 2:] / 2, axis=0)  # of the centres: no more than 2 sqrt(n) cells a side
+    cell = np.maximum(reach * best[:, 2:].mean(axis=0), spread / (2 * n**0.5))
     cell = np.where(cell > 0, cell, 1.0) if gridded else np.full(2, np.inf)
     return order[_suppress(best, numbers, float(iou), reach, cell)]
 
