@@ -2273,6 +2273,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dtwb.sweeps.pictures._metric': ('sweeps/pictures.html#_metric', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._numbers_in': ('sweeps/pictures.html#_numbers_in', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._on_a_chip': ('sweeps/pictures.html#_on_a_chip', 'dtwb/sweeps/pictures.py'),
+                                      'dtwb.sweeps.pictures._on_a_chip_too': ( 'sweeps/pictures.html#_on_a_chip_too',
+                                                                               'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._plain_logo': ('sweeps/pictures.html#_plain_logo', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._run_lines': ('sweeps/pictures.html#_run_lines', 'dtwb/sweeps/pictures.py'),
                                       'dtwb.sweeps.pictures._short': ('sweeps/pictures.html#_short', 'dtwb/sweeps/pictures.py'),

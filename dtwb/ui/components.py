@@ -114,6 +114,23 @@ class Navigation(pn.custom.JSComponent):
       setInterval(() => fetch("./health", {cache: "no-store"}).then(() => location.reload(), () => {}), 5000)
     }
 
+    function by_key(event) { // panel-material-ui opens its lists by a click only, and keeps the keys of their search
+      const focus = event.composedPath()[0], {key} = event
+      if (!(focus instanceof Element) || event.ctrlKey || event.metaKey || event.altKey) return
+      const open = focus.matches(".MuiSelect-select[aria-expanded=false]")
+      if (open && ["Enter", " ", "ArrowDown", "ArrowUp"].includes(key)) focus.click()
+      else if (focus.matches(".MuiMenu-list li input") && ["Escape", "Tab"].includes(key))
+        focus.closest(".MuiModal-root")?.querySelector(".MuiBackdrop-root")?.click()
+      else if (focus.matches(".MuiMenu-list li input") && key === "ArrowDown")
+        focus.closest("li").nextElementSibling?.focus()
+      else {
+        const search = focus.matches(".MuiMenu-list li") && key.length === 1 && key !== " "
+        if (search) focus.parentNode.querySelector("li input")?.focus()
+        return
+      }
+      event.preventDefault()
+    }
+
     export function render({ model, view }) {
       const nav = document.createElement("nav")
       nav.className = model.upright ? "upright" : "bar"
@@ -154,6 +171,7 @@ class Navigation(pn.custom.JSComponent):
         let leaving = false
         addEventListener("beforeunload", () => { leaving = true })
         view.model.document?.on_event("connection_lost", () => { if (!leaving) lost(since) })
+        document.addEventListener("keydown", by_key, true)
       }
       return nav
     }
