@@ -4292,6 +4292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.ui.spares.Spares._one': ('ui/spares.html#spares._one', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares.Spares.refill': ('ui/spares.html#spares.refill', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares.Spares.take': ('ui/spares.html#spares.take', 'dtwb/ui/spares.py'),
+                                'dtwb.ui.spares._cookies': ('ui/spares.html#_cookies', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares._kind': ('ui/spares.html#_kind', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares._made': ('ui/spares.html#_made', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares._plain': ('ui/spares.html#_plain', 'dtwb/ui/spares.py'),

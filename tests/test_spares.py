@@ -14,6 +14,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from dtwb.core.settings import settings
 from dtwb.ui import spares
 from dtwb.ui.early import EarlyHandler
+from dtwb.ui.users import COOKIE
 
 
 class Plant:
@@ -40,11 +41,12 @@ class Plant:
         page = await AsyncHTTPClient().fetch(HTTPRequest(f"http://127.0.0.1:{self.port}/{path}", headers=headers))
         return get_session_id(re.search(r'"token":"([^"]+)"', page.body.decode())[1])
 
-    async def one_is_ready(self, dark: bool = False) -> str:  # the session's id
+    async def one_is_ready(self, **cookies: str) -> str:  # the session's id
         kept = EarlyHandler.spares.kept
-        while ("/fine", dark) not in kept or not self.ill:
+        kind = "/fine", tuple(cookies.items())
+        while kind not in kept or not self.ill:
             await asyncio.sleep(0.01)
-        return kept["/fine", dark].session.id
+        return kept[kind].session.id
 
     def serve(self, visit) -> None:
         async def served() -> None:
@@ -86,34 +88,36 @@ def test_who_would_get_the_same_gets_what_was_made_ahead(plant):
     plant.serve(visit)
 
 
-def test_who_asks_for_another_theme_or_view_gets_a_page_of_their_own(plant):
+def test_another_theme_view_or_visitor_gets_a_page_of_their_own(plant):
     async def visit():
         await plant.get()
         ready = await plant.one_is_ready()
         assert await plant.get("fine?run=1") != ready
         assert await plant.get(Cookie="dtwb_theme=dark") != ready and plant.made[-1] == "dark"
-        dark = await plant.one_is_ready(dark=True)
+        dark = await plant.one_is_ready(dtwb_theme="dark")
         assert plant.made[-1] == "dark" and await plant.get(Cookie="dtwb_theme=dark") == dark
         assert await plant.get() == ready  # it was kept
+        hers, his = f"{COOKIE}=hers", f"{COOKIE}=his"
+        assert await plant.get(Cookie=hers) != await plant.one_is_ready()
+        ready = await plant.one_is_ready(**{COOKIE: "hers"})
+        assert await plant.get(Cookie=his) != ready and await plant.get(Cookie=hers) == ready
 
     plant.serve(visit)
 
 
-@pytest.mark.parametrize("what", ["news", "accounts", "age", "unknown"])
-def test_what_is_out_of_date_is_given_to_nobody(plant, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("what", ["news", "age", "unknown"])
+def test_what_is_out_of_date_is_given_to_nobody(plant, monkeypatch, what):
     async def visit():
         await plant.get()
         ready = await plant.one_is_ready()
-        session = EarlyHandler.spares.kept["/fine", False].session
+        session = EarlyHandler.spares.kept["/fine", ()].session
         if what == "news":
             plant.of = (2,)
-        elif what == "accounts":
-            (tmp_path / "users.json").write_text('{"users": {}}')
         elif what == "age":
             monkeypatch.setattr(spares, "AGE", 0.0)
         else:
             plant.of = None
         assert await plant.get() != ready
-        assert what == "accounts" or (session.expiration_requested and not session.expiration_blocked)
+        assert session.expiration_requested and not session.expiration_blocked
 
     plant.serve(visit)
