@@ -114,6 +114,17 @@ class Navigation(pn.custom.JSComponent):
       setInterval(() => fetch("./health", {cache: "no-store"}).then(() => location.reload(), () => {}), 5000)
     }
 
+    const PAPER = 1047 // px, the width of A4 across within its margins
+
+    function for_paper() { // as wide as on the screen: the browser makes it as small as the paper, at most by half
+      const style = document.querySelector(".dtwb-paper") ?? document.createElement("style")
+      style.className = "dtwb-paper"
+      style.textContent = `@page {size: A4 landscape; margin: 10mm} @media print {
+        html {zoom: ${Math.min(1, 2 * PAPER / innerWidth)}} html, body {height: auto !important; overflow: visible}
+        body {width: ${Math.max(PAPER, innerWidth)}px} .dtwb-lost {display: none !important}}`
+      document.head.append(style)
+    }
+
     function by_key(event) { // panel-material-ui opens its lists by a click only, and keeps the keys of their search
       const focus = event.composedPath()[0], {key} = event
       if (!(focus instanceof Element) || event.ctrlKey || event.metaKey || event.altKey) return
@@ -172,6 +183,7 @@ class Navigation(pn.custom.JSComponent):
         addEventListener("beforeunload", () => { leaving = true })
         view.model.document?.on_event("connection_lost", () => { if (!leaving) lost(since) })
         document.addEventListener("keydown", by_key, true)
+        addEventListener("beforeprint", for_paper)
       }
       return nav
     }
