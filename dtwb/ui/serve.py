@@ -215,8 +215,17 @@ def root_route(prefix: str, home: str) -> tuple:
 # %% ../../nbs/ui/05_serve.ipynb #42f0cd75
 def expect_leavers(loop: asyncio.AbstractEventLoop) -> None:
     "What happens whenever a visitor closes a page is no news."
+    from bokeh.server.views.ws import WSHandler
     from tornado.iostream import StreamClosedError
     from tornado.websocket import WebSocketClosedError
+
+    whole: Any = WSHandler.on_close
+
+    def on_close(self: Any) -> None:
+        if self.connection is None or self.connection._session is not None:  # else it has been told already
+            whole(self)
+
+    WSHandler.on_close = on_close
 
     def failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if isinstance(context.get("exception"), WebSocketClosedError | StreamClosedError):
