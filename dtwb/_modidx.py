@@ -4297,6 +4297,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dtwb.ui.spares._made': ('ui/spares.html#_made', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares._plain': ('ui/spares.html#_plain', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares._token': ('ui/spares.html#_token', 'dtwb/ui/spares.py'),
+                                'dtwb.ui.spares._written': ('ui/spares.html#_written', 'dtwb/ui/spares.py'),
                                 'dtwb.ui.spares.seen': ('ui/spares.html#seen', 'dtwb/ui/spares.py')},
             'dtwb.ui.sweep_views': { 'dtwb.ui.sweep_views._compared': ('ui/sweep_views.html#_compared', 'dtwb/ui/sweep_views.py'),
                                      'dtwb.ui.sweep_views._pairs': ('ui/sweep_views.html#_pairs', 'dtwb/ui/sweep_views.py'),
