@@ -23,7 +23,7 @@ from ..core.errors import ScheduleError
 from ..core.factory import Factory
 from ..core.schedule import Schedule
 from ..core.state import FactoryState
-from .cpsat import build_model, parameters, solve_cpsat
+from .cpsat import build_model, fitting, parameters, solve_cpsat
 from .explain import lasting, moment, run_solver, where_and_when
 from dtwb.scheduling.problem import (
     Objective,
@@ -451,6 +451,7 @@ def resequenced(
     objective: Objective | str = "weighted_tardiness",
     reference: Schedule | None = None,
     stability: Stability | None = None,
+    keep: Kept | None = None,  # operation -> (machine, start in ticks) that should stay
 ) -> Solution:
     "The old order as priorities: no machine waits for what is late."
     known = planned(problem, previous)
@@ -461,7 +462,7 @@ def resequenced(
         left = (0.0 if last else left) + min(mode.duration for mode in problem.operation(o).modes)
         latest = job.release if job.due is None else job.due - left
         ranks.append(float(known[o][1] if o in known else latest))
-    return dispatch(problem, Policy(ranks=tuple(reversed(ranks))), objective, reference, stability)
+    return dispatch(problem, Policy(ranks=tuple(reversed(ranks)), keep=keep or {}), objective, reference, stability)
 
 
 def repair(
@@ -481,7 +482,9 @@ def repair(
     "Plan anew what differs from `reference`, a handful at a time."
     began, keep = time.perf_counter(), keep or {}
     cost: dict[str, Any] = {"reference": reference, "stability": stability}
-    best = _better(problem, first, keep, lambda: resequenced(problem, reference or Schedule(), objective, **cost))
+    best = _better(
+        problem, first, keep, lambda: resequenced(problem, reference or Schedule(), objective, **cost, keep=keep)
+    )
     free = [o for o in affected(problem, reference or Schedule(), first) if o not in keep]
     trace, at, since = [(0.0, best.objective, None)], 0, 0
     steps = max(1, math.ceil(len(free) / (HANDFUL / 2)))
@@ -544,8 +547,9 @@ def replan(
     stop: Callable[[], bool] | None = None,  # asked ten times a second; the best so far comes back
     at_once: Callable[[Solution], Any] | None = None,  # called with the right-shifted plan, as soon as it is there
     keep: Kept | None = None,  # operation -> (machine, start in ticks) that must stay, besides what is frozen
+    first: Solution | None = None,  # another plan to start from
 ) -> Solution:  # raises ScheduleError if there is no plan
-    "A plan for `problem`, never worse than shifting `previous` to the right."
+    "A plan for `problem`, never worse than `first` or than shifting `previous` to the right, as far as they keep all."
     began = time.perf_counter()
     if strategy not in STRATEGIES:
         raise ScheduleError(f"there is no strategy {strategy!r}", how=f"known: {', '.join(STRATEGIES)}")
@@ -553,7 +557,8 @@ def replan(
     cost: dict[str, Any] = {"reference": previous if known else None, "stability": stability if known else None}
     shifted = _shifted(problem, previous, objective, cost) if known and problem.operations else None
     keep = (frozen(problem, previous, shifted, freeze) if shifted is not None and freeze > 0 else {}) | (keep or {})
-    best = shifted if shifted is not None and keeps(shifted, keep) and not violations(problem, shifted) else None
+    starts = (fitting(problem, objective, plan, keep=keep, **cost) for plan in (shifted, first))
+    best = min((plan for plan in starts if plan), key=lambda plan: _merit(plan, objective), default=None)
     options = cost | {"keep": keep, "seed": seed, "workers": workers, "stop": stop}
     if best is not None and at_once:
         at_once(best)

@@ -11,7 +11,7 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -117,6 +117,7 @@ class Policy:
     plan: dict[int, tuple[int, int]] | None = None  # operation -> (machine, start in ticks), to be followed
     on_time: bool = False  # nothing starts before its time in the plan
     leaves: dict[int, int] | None = None  # operation -> ticks, no part leaves before
+    keep: dict[int, tuple[int, int]] = field(default_factory=dict)  # operation -> (machine, start in ticks) to stay
 
     @property
     def name(self) -> str:
@@ -173,6 +174,7 @@ class Dispatch:
     clock: list[tuple[int, int, int]] = field(default_factory=list)  # (ticks, what, whom)
     changed: set[int] = field(default_factory=set)  # machines to look at
     sequence: list[list[int]] = field(default_factory=list)  # by machine: what the plan still has on it
+    booked: list[list[int]] = field(default_factory=list)  # by machine: what must stay there, the first one first
     batches: list[int] = field(default_factory=list)  # by machine: started so far
     to_come: Counter = field(default_factory=Counter)  # (machine, family) -> operations that have not started
     left: int = 0  # operations that have not started
@@ -226,6 +228,10 @@ def begin(
         if not problem.is_started(o):
             d.sequence[machine].append(o)
             d.at(ticks if policy.on_time else 0, _LOOK, machine)
+    d.booked = [[] for _ in problem.machines]
+    for o, (machine, ticks) in sorted(policy.keep.items(), key=lambda item: item[1][1]):
+        d.booked[machine].append(o)
+        d.at(ticks, _LOOK, machine)
     for ticks in set((policy.leaves or {}).values()):
         d.at(max(0, ticks), _LEAVE, 0)
     for j in range(len(problem.jobs)):
@@ -282,6 +288,8 @@ def _let_leave(d: Dispatch) -> bool:
     def order(o: int):
         return plan[o + 1][1] if o + 1 in plan else d.ends[o], d.ends[o], o
 
+    plan = plan | d.policy.keep
+
     for o in sorted(d.finished, key=order):
         j, k = p.operations[o]
         if k + 1 == len(p.jobs[j].operations):
@@ -304,6 +312,8 @@ def _targets(d: Dispatch, o: int) -> list[int]:
     "The machines that operation `o` may go to."
     if d.policy.plan and o in d.policy.plan:
         return [d.policy.plan[o][0]]
+    if o in d.policy.keep:
+        return [d.policy.keep[o][0]]
     return [mode.machine for mode in d.problem.operation(o).modes]
 
 
@@ -416,7 +426,8 @@ def _candidates(d: Dispatch, m: int) -> list[int]:
             continue
         if not _in_stock(d, o) or not _open_for(d, o, m) or _servers(d, o, d.busy) is None:
             continue
-        if d.policy.patient and not d.forced and d.policy.plan is None and _faster_elsewhere(d, o, m):
+        patient = d.policy.patient and not d.forced and d.policy.plan is None and o not in d.policy.keep
+        if patient and _faster_elsewhere(d, o, m):
             continue
         ready.append(o)
     for o in d.finished:  # straight from machine to machine, with no place between
@@ -425,7 +436,29 @@ def _candidates(d: Dispatch, m: int) -> list[int]:
             if near and _in_stock(d, o + 1) and _open_for(d, o + 1, m) and _servers(d, o + 1, d.busy) is not None:
                 d.since[o + 1] = d.now
                 ready.append(o + 1)
+    ready = _around_the_booked(d, m, ready) if d.policy.keep else ready
     return ready if d.policy.plan is None else _in_sequence(d, m, ready)
+
+
+def _around_the_booked(d: Dispatch, m: int, ready: list[int]) -> list[int]:
+    "Of `ready`, what must start on `m` now; else what is done before that."
+    keep, machine = d.policy.keep, d.problem.machines[m]
+    d.booked[m] = [o for o in d.booked[m] if d.starts[o] < 0]
+    free = [o for o in ready if o not in keep]
+    if not d.booked[m] or d.forced:
+        return ready if d.forced else free
+    first = d.booked[m][0]
+    if keep[first][1] <= d.now:
+        return [o for o in ready if keep.get(o) == keep[first]]
+
+    def fits(o: int) -> bool:
+        family, step = d.problem.operation(o).family, d.problem.operation(o)
+        starts = max(d.now, d.free[m] + machine.setup(d.family[m], family))
+        ends = machine.end_of(starts, d.problem.duration(o, m) or 0, step.closing)
+        setup = machine.setup(family, d.problem.operation(first).family)
+        return ends is not None and ends + setup <= keep[first][1]
+
+    return [o for o in free if fits(o)]
 
 
 def _in_stock(d: Dispatch, o: int) -> bool:
@@ -510,8 +543,9 @@ def _look(d: Dispatch, m: int) -> bool:
 def _latest(d: Dispatch, o: int) -> float:
     "When operation `o` has waited as long as it may."
     j, k = d.problem.operations[o]
-    wait = d.problem.operation(o).max_wait
-    return math.inf if wait is None else (d.ends[o - 1] if k else d.problem.jobs[j].release) + wait
+    wait, keep = d.problem.operation(o).max_wait, d.policy.keep
+    latest = math.inf if wait is None else (d.ends[o - 1] if k else d.problem.jobs[j].release) + wait
+    return min([latest, *(keep[i][1] for i in range(o, d.problem.first[j + 1]) if i in keep)]) if keep else latest
 
 
 def _batch(d: Dispatch, m: int, o: int, ready: list[int]) -> list[int]:
@@ -549,7 +583,7 @@ def _worth(d: Dispatch, m: int, batch: list[int]) -> bool:
     p, n = d.problem, d.batches[m]
     fill = d.policy.fills[n] if n < len(d.policy.fills) else d.policy.fill
     wanted = math.ceil(fill * p.machines[m].batch_capacity)
-    if d.forced or d.policy.plan is not None or len(batch) >= wanted:
+    if d.forced or d.policy.plan is not None or len(batch) >= wanted or batch[0] in d.policy.keep:
         return True
     return len(batch) >= d.to_come[m, p.operation(batch[0]).family]
 
@@ -726,24 +760,26 @@ def best_rule(
     stability: Stability | None = None,
     time_limit: float = math.inf,  # s; one rule is always tried
     stop: Callable[[], bool] | None = None,  # asked after each rule
-) -> Solution:  # raises ScheduleError: no rule meets the deadlines
+    keep: Mapping[int, tuple[int, int]] | None = None,  # operation -> (machine, start in ticks) that must stay
+) -> Solution:  # raises ScheduleError: no rule meets the deadlines, or leaves all where it should stay
     "The best of all rules and habits; of equally good plans the one with less time in the plant."
     if not problem.operations:
         raise ScheduleError("there is nothing to do", problem.name)
-    began, plans, fault = time.perf_counter(), [], None
+    began, plans, fault, keep = time.perf_counter(), [], None, dict(keep or {})
 
     def is_over() -> bool:
         return time.perf_counter() - began > time_limit or (stop is not None and stop())
 
     if covers(problem):
-        plans = _generated_best(problem, objective, reference, stability, is_over)
+        plans = _generated_best(problem, objective, reference, stability, is_over, keep)
     batches = any(machine.batch_capacity > 1 for machine in problem.machines)
     forward = policies(problem) if not plans or (batches and len(problem.operations) <= EFFORT // 100) else []
     for policy in forward:
         if (plans or fault) and is_over():
             break
         try:
-            plans.append(dispatch(problem, policy, objective, reference, stability))
+            plan = dispatch(problem, replace(policy, keep=keep), objective, reference, stability)
+            plans += [plan] * all((plan.machines[o], plan.starts[o]) == where for o, where in keep.items())
         except ScheduleError as e:
             fault = fault or e
     if not plans:
@@ -757,9 +793,10 @@ def _generated_best(
     reference: Schedule | None,
     stability: Stability | None,
     is_over: Callable[[], bool],
+    keep: Mapping[int, tuple[int, int]] | None,
 ) -> list[Solution]:  # the best one, or none
     "The best of the generators' plans that keep the deadlines."
-    decoder, best, chosen = Decoder.of(problem, objective, reference, stability), (math.inf, math.inf), None
+    decoder, best, chosen = Decoder.of(problem, objective, reference, stability, keep), (math.inf, math.inf), None
     last, release = decoder.desk.arrays.job_first[1:] - 1, int(decoder.desk.arrays.job_release.sum())
     n = max(2, EFFORT // len(problem.operations))
     for rule, delay in _worth_trying(problem, Objective.of(objective))[:n]:

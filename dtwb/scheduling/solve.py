@@ -168,7 +168,7 @@ def first_plan(
             raise ScheduleError("it plans none of this problem's operations", where, "it is a plan for another problem")
         for on_time in (True, False):
             add(follow, plan, objective, on_time, reference, stability)
-    add(best_rule, objective, reference, stability, time_limit)
+    add(best_rule, objective, reference, stability, time_limit, None, keep)
     plans = [plan for plan in plans if keeps(plan, keep) and not violations(problem, plan)]
     return min(plans, key=merit, default=None)
 
@@ -183,7 +183,7 @@ def _cpsat(problem: Problem, objective: Objective, first: Solution | None, **opt
 
 
 def _rules(problem: Problem, objective: Objective, first: Solution | None, **options: Any) -> Solution:
-    rest = options["reference"], options["stability"], options["time_limit"], options["stop"]
+    rest = options["reference"], options["stability"], options["time_limit"], options["stop"], options["keep"]
     best = best_rule(problem, objective, *rest)
     if first is not None and merit(first) <= merit(best):
         return first

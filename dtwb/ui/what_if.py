@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AnyAsked', 'ASKED', 'FIGURES', 'Situation', 'situation_at', 'MachineOut', 'NewOrder', 'NewDue', 'Freeze', 'WhatIf',
-           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'moved_operations',
-           'moved_words', 'front', 'judge', 'accept']
+           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'told',
+           'frozen_words', 'moved_operations', 'moved_words', 'front', 'judge', 'accept']
 
 # %% ../../nbs/ui/42_what_if.ipynb #5b8b4195
 import json
@@ -28,12 +28,13 @@ from ..core.schedule import Schedule, ScheduledOperation
 from ..core.state import FactoryState, copy_state, fold, initial_state
 from ..loop.accepted import AcceptedPlan, accepted_plans, fate, keep_plan
 from ..scheduling.explain import why_infeasible
+from ..scheduling.freezing import freed_words, placed, places, starting_in, staying
 from ..scheduling.gantt import tell_span, tell_time
 from ..scheduling.pareto import Front, pareto
 from ..scheduling.pictures import utilisation
 from ..scheduling.problem import Objective, Problem, Solution, Stability, machine_of, planned, violations
 from ..scheduling.rescheduling import Breakdown, Change, Gone, apply_change, explain_change, replan, right_shifted
-from ..scheduling.solve import Kept, impossible
+from ..scheduling.solve import Kept, impossible, keeps
 from ..store.database import Store, write_json
 from ..twin.changes import Append, Scenario, Set, Shift
 
@@ -245,7 +246,10 @@ class Case:
     factory: Factory = field(repr=False)  # with orders and due dates changed
     problem: Problem
     shifted: Solution | None = field(repr=False)  # what becomes of the plan if nobody reacts; None: it is of no use
-    keep: Kept = field(repr=False)  # operation -> (machine, start in ticks) that must stay
+    keep: Kept = field(default_factory=dict, repr=False)  # operation -> (machine, start in ticks) that must stay
+    wanted: Kept = field(default_factory=dict, repr=False)  # what should stay, whether it can or not
+    first: Solution | None = field(default=None, repr=False)  # a plan to start from, which leaves all that must stay
+    waiting: str = "waiting: the same if nobody reacts"  # what `shifted` is, in words
 
 
 def case_of(
@@ -264,9 +268,7 @@ def case_of(
             problem = _in_time(problem, {job for job, order in orders.items() if order == change.order})
     known = situation.base.schedule if situation.base else situation.plan
     shifted = _shifted(problem, known, what_if) if known.rows and problem.operations else None
-    windows = [change for change in what_if.changes if isinstance(change, Freeze)]
-    keep = _kept(problem, known, shifted, windows)
-    return Case(situation, what_if, factory, problem, shifted, keep)
+    return _frozen(Case(situation, what_if, factory, problem, shifted, first=shifted), known, orders)
 
 # %% ../../nbs/ui/42_what_if.ipynb #bcdd257c
 def _with_due_dates(situation: Situation, what_if: WhatIf) -> FactoryState | None:
@@ -311,18 +313,40 @@ def _shifted(problem: Problem, known: Schedule, what_if: WhatIf) -> Solution | N
         return None
 
 
-def _kept(problem: Problem, known: Schedule, shifted: Solution | None, windows: Iterable[Freeze]) -> Kept:
-    keep: Kept = {}
-    for window in windows:
-        since = 0.0 if window.since is None else (window.since - problem.origin) / problem.tick
-        until = (window.until - problem.origin) / problem.tick
-        if until <= max(0.0, since):
-            raise ScheduleError(f"a window ends after it begins, and after {_when(problem.origin)}", window.words)
-        for o, (machine, start) in planned(problem, known).items():
-            here = shifted is not None and shifted.machines[o] == machine and problem.duration(o, machine) is not None
-            if since <= start < until and here and shifted is not None:
-                keep[o] = machine, shifted.starts[o]
-    return keep
+def _frozen(case: Case, known: Schedule, orders: Mapping[str, str]) -> Case:
+    "The case with what must stay."
+    problem, what_if = case.problem, case.what_if
+    windows = [_window(problem, change) for change in what_if.changes if isinstance(change, Freeze)]
+    new = {change.order for change in what_if.changes if isinstance(change, NewOrder)}
+    jobs = [j for j, job in enumerate(problem.jobs) if orders.get(job.id) not in new]
+    calm = replace(problem, jobs=tuple(replace(problem.jobs[j], deadline=None) for j in jobs))  # nobody asks for more
+    numbers = [o for j in jobs for o in range(problem.first[j], problem.first[j + 1])]
+    wanted = starting_in(calm, known, windows)
+    if not wanted:
+        return case
+    waiting = _shifted(calm, known, what_if)
+    kept, stays = staying(calm, known, wanted, waiting)
+    keep, wanted = ({numbers[o]: where for o, where in some.items()} for some in (kept, wanted))
+    if case.shifted is not None and keeps(case.shifted, keep):
+        return replace(case, keep=keep, wanted=wanted)
+    where = {numbers[o]: where for o, where in places(stays).items()} if stays else {}
+    first = placed(problem, where, what_if.objective, known, what_if.stability) if stays else None
+    calmly = first is not None and stays is waiting
+    words = (
+        "waiting: nothing that is planned moves, and what is new goes where there is room" if calmly else _NO_WAITING
+    )
+    return replace(case, keep=keep, wanted=wanted, first=first, shifted=first if calmly else None, waiting=words)
+
+
+_NO_WAITING = "waiting is not compared: it would move what is frozen"
+
+
+def _window(problem: Problem, window: Freeze) -> tuple[float, float]:  # ticks
+    since = 0.0 if window.since is None else (window.since - problem.origin) / problem.tick
+    until = (window.until - problem.origin) / problem.tick
+    if until <= max(0.0, since):
+        raise ScheduleError(f"a window ends after it begins, and after {_when(problem.origin)}", window.words)
+    return since, until
 
 # %% ../../nbs/ui/42_what_if.ipynb #066787f0
 @dataclass(frozen=True, eq=False)
@@ -356,7 +380,8 @@ class Answer:
         if self.solution is None:
             return f"<p><b>{escape(self.case.what_if.words)}</b>: there is no plan. {escape(self.why)}</p>"
         table = kpi_difference(self).to_html(float_format="{:,.1f}".format, na_rep="")
-        return f"<p><b>{escape(self.case.what_if.words)}</b>: {escape(moved_words(self))}</p>{table}"
+        notes = escape(". ".join(told(self)))
+        return f"<p><b>{escape(self.case.what_if.words)}</b>: {escape(moved_words(self))}</p>{table}<p>{notes}.</p>"
 
 # %% ../../nbs/ui/42_what_if.ipynb #9805788f
 def answer(
@@ -383,7 +408,7 @@ def answer(
             raise ScheduleError(why_infeasible(case.problem, case.keep, max(2.0, time_limit), stop=stop))
         solution = replan(
             case.problem, known, what_if.objective, "full", time_limit, what_if.stability, callback=better,
-            at_once=lambda first: better(0.0, first.objective), **options,
+            at_once=lambda first: better(0.0, first.objective), first=case.first, **options,
         )  # fmt: skip
     except ScheduleError as e:
         return Answer(case, why=e.what, trace=tuple(trace), stopped=bool(stop and stop()))
@@ -421,14 +446,50 @@ def plan_figures(
 def kpi_difference(
     answer: Answer,
 ) -> pd.DataFrame:  # by label: unit, plan, waiting, new, difference
-    "The key figures of the plan, of waiting and of the new plan."
+    "The key figures of the plan, of waiting and of the new plan, by the due dates that are asked for."
     case = answer.case
     shifted = case.shifted if case.shifted is not None and not violations(case.problem, case.shifted) else None
-    columns = {"plan": case.situation.base, "waiting": shifted, "new": answer.solution}
+    columns = {"plan": _as_asked(case), "waiting": shifted, "new": answer.solution}
     frame = pd.DataFrame({name: pd.Series(plan_figures(plan), dtype=float) for name, plan in columns.items()})
     frame = frame.reindex([label for label, *_ in FIGURES.values() if label in frame.index])
     frame.insert(0, "unit", [unit for label, unit, _ in FIGURES.values() if label in frame.index])
     return frame.assign(difference=frame.new - frame.plan)
+
+# %% ../../nbs/ui/42_what_if.ipynb #bf9227e4
+def _as_asked(case: Case) -> Solution | None:
+    "The plan as it stands, by the due dates that are asked for."
+    base, due = case.situation.base, {job.id: job.due for job in case.problem.jobs}
+    if base is None:
+        return None
+    jobs = tuple(replace(job, due=due.get(job.id, job.due)) for job in base.problem.jobs)
+    asked, arrays = replace(base.problem, jobs=jobs), (base.starts, base.ends, base.machines, base.leaves)
+    return Solution.of(asked, case.what_if.objective, *arrays, base.resources, method=base.method)
+
+
+def told(
+    answer: Answer,
+) -> list[str]:  # sentences
+    "What a reader of the key figures has to know."
+    case = answer.case
+    frozen = any(isinstance(change, Freeze) for change in case.what_if.changes)
+    lines = [frozen_words(case)] if frozen else []
+    usable = case.shifted is not None and not violations(case.problem, case.shifted)
+    lines.append(
+        case.waiting if usable or case.waiting == _NO_WAITING else "waiting is not compared: it is no plan any more"
+    )
+    if any(isinstance(change, NewDue) for change in case.what_if.changes):
+        lines.append("late is what misses the due dates asked for, in all columns")
+    return [line[:1].upper() + line[1:] for line in lines]
+
+
+def frozen_words(
+    case: Case,
+) -> str:
+    "What stays of what is frozen."
+    if not case.wanted:
+        return "the plan starts nothing in the frozen time"
+    stays = f"all {len(case.keep)} frozen operations stay" if len(case.keep) > 1 else "the frozen operation stays"
+    return freed_words(case.problem, case.wanted, case.keep) or stays
 
 # %% ../../nbs/ui/42_what_if.ipynb #8451e226
 def moved_operations(
@@ -477,7 +538,7 @@ def front(
 ) -> Front:  # raises ScheduleError
     "The plans for a case between objectives that pull apart."
     known = case.situation.base.schedule if case.situation.base else case.situation.plan
-    first = [case.shifted] if case.shifted is not None and not violations(case.problem, case.shifted) else []
+    first = [case.first] if case.first is not None and not violations(case.problem, case.first) else []
     reference: dict[str, Any] = {"reference": known, "stability": Stability()} if "stability" in objectives else {}
     return pareto(
         case.problem, list(objectives), points=12, time_limit=time_limit, seeds=[*first, *seeds], keep=case.keep,
