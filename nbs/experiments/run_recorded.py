@@ -1,11 +1,11 @@
-"""Makes recorded sweeps anew: the experiments of this folder, swept with the code as it is, and shown by their notebooks.
+"""Makes recorded sweeps anew: the experiments of this folder are swept with the code as it is, and their notebooks run.
 
     python nbs/experiments/run_recorded.py                            # all: an hour, where nothing else runs
     python nbs/experiments/run_recorded.py loop_worth solver_limits   # these: some ten minutes
     python nbs/experiments/run_recorded.py --trial                    # two runs of each; nothing is kept
 
-The points are in `SWEEPS` of nbs/sweeps/30_recorded.ipynb. The runs lie in data/recorded until their sweep is packed: after
-a crash or Ctrl-C the same command goes on. Then look at the notebooks, whose words must agree with their new pictures,
+The points are in `SWEEPS` of nbs/sweeps/30_recorded.ipynb. The runs lie in data/recorded until their sweep is packed;
+after a crash or Ctrl-C the same command goes on. Then look at the notebooks, whose words must fit the new pictures,
 and commit them with dtwb/sweeps/recorded/*.tar.xz.
 """
 
