@@ -215,7 +215,9 @@ def parallel(
     options = {"xticks": list(enumerate(axes)), "xlabel": "", "yaxis": None, "show_legend": False}
     options |= {"ylim": (-0.12, 1.12), "xlim": (-0.35, len(axes) - 0.45)}
     return styled(
-        hv.Overlay(parts), SIZE | options | {"hooks": [_plain_logo]}, options | {"fig_inches": 8, "aspect": 2.6}
+        hv.Overlay(parts),
+        SIZE | options | {"hooks": [_plain_logo]},
+        options | {"fig_inches": (8, 3.2), "aspect": "auto"},
     )
 
 
@@ -256,7 +258,9 @@ def _run_lines(frame: Any, heights: Any, axes: Sequence[str], result: str, stron
     limits = (float(all.min()), float(all.max()) if all.max() > all.min() else float(all.min()) + 1)
     options = {"color": "value", "cmap": "viridis", "clim": limits, "alpha": 0.8, "colorbar": True, "clabel": result}
     pointed = {"tools": ["hover", "tap"], "hover_tooltips": [("run", "@run"), ("", "@told")]}
-    return styled(paths, options | pointed | {"line_width": 1.6, "nonselection_alpha": 0.15}, options)
+    return styled(
+        paths, options | pointed | {"line_width": 1.6, "nonselection_alpha": 0.15}, options | {"colorbar": False}
+    )
 
 
 def _words(names: Sequence[str], values: Any) -> str:
@@ -267,6 +271,11 @@ def _on_a_chip(plot: Any, element: Any) -> None:
     plot.handles["glyph"].update(background_fill_color="#ffffff", background_fill_alpha=0.8, border_radius=3, padding=2)
 
 
+def _on_a_chip_too(plot: Any, element: Any) -> None:  # in files
+    for text in plot.handles["artist"]:
+        text.set(bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}, zorder=10)
+
+
 def _ends(column: Any, i: int, is_result: bool) -> Any:
     "The values at an axis: all of a few, else the ends."
     if _metric(column, is_result):
@@ -274,10 +283,9 @@ def _ends(column: Any, i: int, is_result: bool) -> Any:
     else:
         marks = list(dict(zip(_height(column, is_result), column)).items())
     rows = [(i - 0.03, y, f"{v:.4g}" if isinstance(v, float) else str(v)[:18]) for y, v in marks]
+    in_files = {"size": 8, "color": "#606060", "horizontalalignment": "right", "hooks": [_on_a_chip_too]}
     small = {"text_align": "right", "text_font_size": "8pt", "text_color": "#222222", "hooks": [_on_a_chip]}
-    return styled(
-        hv.Labels(rows, ["x", "y"], "text"), small, {"size": 8, "color": "#606060", "horizontalalignment": "right"}
-    )
+    return styled(hv.Labels(rows, ["x", "y"], "text"), small, in_files)
 
 # %% ../../nbs/sweeps/25_pictures.ipynb #5f405466
 def scatter(

@@ -258,7 +258,8 @@ class Picture(pn.viewable.Viewer):
         self.sources: dict[str, Any] = {name: ColumnDataSource(data=data) for name, data in _EMPTY.items()}
         self.mapper = LinearColorMapper(palette=_see_through(self.palette), low=0, high=255)
         self.figure, self.layers = _figure(self)
-        self.pane = pn.pane.Bokeh(self.figure, sizing_mode="scale_width", margin=0)
+        on_paper = {"filter": "var(--dtwb-photo, none)"}  # a photo is not turned light with a dark page
+        self.pane = pn.pane.Bokeh(self.figure, sizing_mode="scale_width", margin=0, styles=on_paper)
         self.view = pn.Column(self.pane, sizing_mode="stretch_width", css_classes=["dtwb-picture"])
         self._style()
 

@@ -38,6 +38,7 @@ from dtwb.ui.shell import (
     surface,
     sync,
     toast,
+    wrapping,
 )
 from dtwb.ui.shots import (
     FILTERS,
@@ -125,7 +126,7 @@ class Side(pn.viewable.Viewer):
         self.pick_head = _select("Head", 84, options=[MEAN], visible=False)
         self.slider = pmui.FloatSlider(
             label="Threshold", start=0, end=1, step=0.005, value=0.5, format="0.000", sizing_mode="stretch_width",
-            margin=(8, 18, 0, 18),
+            margin=(8, 18, 0, 18), styles={"flex": "1 1 220px"},
         )  # fmt: skip
         self.named = _select("Set to", 210, options=[])
         self.picture = at.Picture(beside=beside.picture if beside else None)
@@ -145,7 +146,7 @@ class Side(pn.viewable.Viewer):
         seen = pn.Column(self.picture, self.note, sizing_mode="stretch_width")
         said = pn.Column(self.verdict, sizing_mode="stretch_width")
         moved = pn.Column(
-            pn.Row(self.slider, self.named, sizing_mode="stretch_width", styles={"align-items": "center"}),
+            wrapping(self.slider, self.named),
             self.rates.pane,
             pn.pane.HTML(self.rates.legend, margin=(0, 12)),
             sizing_mode="stretch_width",
@@ -470,7 +471,6 @@ class Attention(RunApp):
             sizing_mode="stretch_width", sx={"height": "84px", "borderStyle": "dashed"},
         )  # fmt: skip
         _limit_upload(self.upload, self._refuse)
-        self.picker.param.update(width=None, sizing_mode="stretch_width", max_width=400)
         self.strip = Strip(sizing_mode="stretch_width", margin=(0, 6))
         self.before, self.after = (
             pmui.IconButton(icon=f"chevron_{way}", description=f"{what} (arrow key)", margin=(2, 2), size="small")

@@ -114,6 +114,34 @@ class Navigation(pn.custom.JSComponent):
       setInterval(() => fetch("./health", {cache: "no-store"}).then(() => location.reload(), () => {}), 5000)
     }
 
+    const PAPER = 1047 // px, the width of A4 across within its margins
+
+    function for_paper() { // as wide as on the screen: the browser makes it as small as the paper, at most by half
+      const style = document.querySelector(".dtwb-paper") ?? document.createElement("style")
+      style.className = "dtwb-paper"
+      style.textContent = `@page {size: A4 landscape; margin: 10mm} @media print {
+        html {zoom: ${Math.min(1, 2 * PAPER / innerWidth)}} html, body {height: auto !important; overflow: visible}
+        body {width: ${Math.max(PAPER, innerWidth)}px} .dtwb-lost {display: none !important}}`
+      document.head.append(style)
+    }
+
+    function by_key(event) { // panel-material-ui opens its lists by a click only, and keeps the keys of their search
+      const focus = event.composedPath()[0], {key} = event
+      if (!(focus instanceof Element) || event.ctrlKey || event.metaKey || event.altKey) return
+      const open = focus.matches(".MuiSelect-select[aria-expanded=false]")
+      if (open && ["Enter", " ", "ArrowDown", "ArrowUp"].includes(key)) focus.click()
+      else if (focus.matches(".MuiMenu-list li input") && ["Escape", "Tab"].includes(key))
+        focus.closest(".MuiModal-root")?.querySelector(".MuiBackdrop-root")?.click()
+      else if (focus.matches(".MuiMenu-list li input") && key === "ArrowDown")
+        focus.closest("li").nextElementSibling?.focus()
+      else {
+        const search = focus.matches(".MuiMenu-list li") && key.length === 1 && key !== " "
+        if (search) focus.parentNode.querySelector("li input")?.focus()
+        return
+      }
+      event.preventDefault()
+    }
+
     export function render({ model, view }) {
       const nav = document.createElement("nav")
       nav.className = model.upright ? "upright" : "bar"
@@ -154,6 +182,8 @@ class Navigation(pn.custom.JSComponent):
         let leaving = false
         addEventListener("beforeunload", () => { leaving = true })
         view.model.document?.on_event("connection_lost", () => { if (!leaving) lost(since) })
+        document.addEventListener("keydown", by_key, true)
+        addEventListener("beforeprint", for_paper)
       }
       return nav
     }

@@ -22,7 +22,7 @@ from . import run_views as views
 from .flow import PARETO_BY, flows, pareto_frame, pareto_svg, sankey_svg
 from .journal import LEVELS, alarms_frame, filtered, longer_stream, stream
 from .runs import RunApp, RunView
-from .shell import exports, guard, in_turn, log_error, section, skeleton, toast
+from .shell import exports, guard, in_turn, log_error, section, skeleton, toast, wrapping
 from .users import may, require, user
 
 # %% ../../nbs/ui/60_overview.ipynb #3755ccee
@@ -189,7 +189,7 @@ def _top(self: Overview) -> list:
         _beside(
             (section("Alarms", b["alarms"], tools=(files("alarms", lambda v: alarms_frame(v.events)),)), 1),
             (section("Machines", b["machines"], tools=(self.moment, files("machines", _machine_table))), 3),
-            flex_direction="row-reverse",  # alarms to the right, but first where there is room for one only
+            **{"flex-direction": "row-reverse"},  # alarms to the right, but first where there is room for one only
         ),
     ]
 
@@ -241,11 +241,13 @@ _PAIRED = "means of paired replications; bold: the 95 % interval of the differen
 _TARGETS = "dashed: the target, set in settings.ini, [targets], or by the factory (hover over it to see where)"
 
 
-def _beside(*sections: tuple[Any, int], **how: Any) -> pn.FlexBox:  # each with its share of the width
+def _beside(*sections: tuple[Any, int], **styles: str) -> pn.Row:  # each with its share of the width
     "Side by side where there is room, one below the other on a phone."
     for one, share in sections:
         one.styles = {"flex": f"{share} 1 {200 * share}px", "min-width": "min(100%, 340px)"}
-    return pn.FlexBox(*(one for one, _ in sections), sizing_mode="stretch_width", align_items="stretch", **how)
+    row = wrapping(*(one for one, _ in sections))
+    row.param.update(styles=row.styles | {"align-items": "stretch"} | styles, stylesheets=[])
+    return row
 
 
 def _timeline(bars: Callable[[RunView], pd.DataFrame]) -> Callable[[RunView], str]:

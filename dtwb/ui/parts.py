@@ -290,7 +290,8 @@ def _card(d: Any, folder: Path | None, height: int) -> str:
     color = "#009E73" if d.defect_type == "good" else "#D55E00"
     uri = picture_uri(folder, d.image if isinstance(d.image, str) else None)
     picture = (
-        f"<img src='{uri}' alt='{escape(d.defect_type)}' style='height:{height}px;max-width:100%;border-radius:4px'>"
+        f"<img src='{uri}' alt='{escape(d.defect_type)}' "
+        f"style='height:{height}px;max-width:100%;border-radius:4px;filter:var(--dtwb-photo,none)'>"
         if uri
         else f"<div style='height:{height}px;min-width:120px;display:grid;place-items:center'>no picture kept</div>"
     )

@@ -219,6 +219,7 @@ def table(
         show_index=False,
         disabled=True,
         hidden_columns=["seconds"],
+        editors=dict.fromkeys(frame.columns),  # else each cell takes the focus and drops it
         text_align="left",
         pagination="remote",
         page_size=page_size,

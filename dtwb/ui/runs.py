@@ -186,6 +186,13 @@ def badge(
 
 # %% ../../nbs/ui/06_runs.ipynb #ed4ed839
 LATEST = "latest"
+_OFFERED = 500  # runs in the picker; an older one is shown by its address
+_AS_WIDE: dict[str, Any] = {  # as there is room, on a phone too
+    "sizing_mode": "stretch_width",
+    "min_width": 200,
+    "max_width": 400,
+    "styles": {"flex": "1 1 300px"},
+}
 _REFRESH = 3000  # ms
 _SMALL = 50_000  # events
 _IDLE = 4  # times as long as drawing took, nothing is drawn: of a run that goes on, there is always something new
@@ -216,8 +223,16 @@ class RunApp(param.Parameterized):
         self.view: Any = None  # RunView, once there is one
         self.another_run = True  # while `show` runs: whether it is another run than the last time
         self.picker = pmui.Select(
-            label="Run", width=400, size="small", margin=(6, 4), options={LATEST: LATEST}, value=LATEST
+            label="Run",
+            options={LATEST: LATEST},
+            value=LATEST,
+            searchable=True,
+            dropdown_height=420,
+            size="small",
+            margin=(6, 4),
+            **_AS_WIDE,
         )
+        self.picker.param.watch(lambda e: e.new or self.picker.param.update(filter_str=""), "dropdown_open")
         self.badge = pn.pane.HTML("", margin=(8, 12), align="center")
         self.about = pn.Column(align="center")  # what is said of the run beside the picker
         self.content = pn.Column(sizing_mode="stretch_width")  # what the child draws
@@ -276,6 +291,7 @@ class RunApp(param.Parameterized):
 def start(self: RunApp) -> None:
     "Show the run: at once, or, in a browser, as soon as the page with its skeletons is there."
     self.picker.param.watch(lambda e: e.new and self.param.update(run=e.new), "value")
+    self.picker.param.watch(lambda _: self.picker.param.update(dropdown_open=False), "value")
     anew = lambda _: self._started and pn.state.onload(self.refresh)  # Panel drops what is held before
     self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
@@ -331,7 +347,7 @@ def refresh(self: RunApp) -> None:
 
 @patch
 def _news(self: RunApp) -> None:
-    runs = self.store.runs(limit=200)
+    runs = self.store.runs(limit=_OFFERED)
     latest = newest(runs, self.store)
     if latest is None:
         self.view, self._failed, self._said = None, None, None

@@ -617,6 +617,7 @@ def _difference(found: Answer) -> Any:
     look: dict[str, Any] = {"sizing_mode": "stretch_width", "min_width": 300, "margin": (4, 10), "text_align": "left"}
     pages: dict[str, Any] = {"pagination": "remote", "page_size": 8, "layout": "fit_data_stretch"}
     pages["formatters"] = {"why": {"type": "textarea"}}  # in as many lines as it takes
+    pages["editors"] = dict.fromkeys(table.columns)  # else each cell takes the focus and drops it
     grid = pn.widgets.Tabulator(table, show_index=False, disabled=True, **pages, **look)
     return pn.FlexBox(
         figures, pn.Column(grid, styles={"flex": "2 1 520px"}, min_width=300), sizing_mode="stretch_width"

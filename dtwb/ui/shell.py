@@ -62,7 +62,7 @@ def error_panel(
     run: str = "",  # the run's id
 ) -> pn.viewable.Viewable:
     "An error, where the view would have been."
-    of_run = f" of run {run}" if run else ""
+    of_run = f" of run {run[:64]}" if run else ""
     if isinstance(error, DtwbError):
         rest = ()
     else:
@@ -277,7 +277,8 @@ def wrapping(*objects: Any) -> pn.Row:
 
 
 _SURFACE = """:host {box-sizing: border-box; padding: 8px; border: 1px solid var(--mui-palette-divider, #8884);
-  border-radius: 4px; background: var(--mui-palette-background-paper, none)}"""
+  border-radius: 4px; background: var(--mui-palette-background-paper, none)}
+  @media print {:host {break-inside: avoid}}"""
 
 
 class _Surface(pn.Column):
@@ -344,6 +345,20 @@ _SX = {
     f"{_WIDE}": {"& .header button[aria-label$='drawer']": {"display": "none"}},  # the bar has the links there
     "& .header .MuiToolbar-root": {"paddingLeft": "12px", "paddingRight": "8px"},
     "& .header .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},  # what is too long there is broken
+    "@media print": {  # all of it, not what is on the screen
+        "&, & .main, & .main > .MuiBox-root, & .main-content": {
+            "display": "block",
+            "height": "auto !important",
+            "overflow": "visible !important",
+        },
+        "& nav, & .header button, & .header .MuiToolbar-root:empty": {"display": "none"},
+        "& .header": {"position": "static !important"},
+        "&.mui-dark": {  # paper is white; photos stay as they are
+            "filter": "invert(1) hue-rotate(180deg)",
+            "--dtwb-photo": "invert(1) hue-rotate(180deg)",
+            "printColorAdjust": "exact",
+        },
+    },
 }
 
 

@@ -154,11 +154,20 @@ class Strip(pn.custom.JSComponent):
       bar.style.cssText = "display:flex;gap:6px;overflow-x:auto;padding:4px 4px 8px"
       el.style.width = "100%"
       el.append(bar)
+      bar.addEventListener("keydown", (event) => {
+        const last = model.items.length - 1, i = model.index
+        const to = {ArrowLeft: i - 1, ArrowRight: i + 1, Home: 0, End: last}[event.key]
+        if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return
+        event.preventDefault()
+        model.index = Math.max(0, Math.min(last, to))
+        bar.children[model.index].focus()
+      })
       const mark = () => {
         [...bar.children].forEach((button, i) => {
           const chosen = i === model.index
           button.setAttribute("aria-selected", chosen)
-          button.style.outline = chosen ? "3px solid #56B4E9" : "none"
+          button.tabIndex = chosen ? 0 : -1 // one stop for Tab, arrows from there
+          button.style.boxShadow = chosen ? "0 0 0 3px #56B4E9" : ""
         })
         const at = bar.children[model.index]
         if (at) bar.scrollLeft = at.offsetLeft - bar.offsetLeft - (bar.clientWidth - at.clientWidth) / 2

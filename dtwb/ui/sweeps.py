@@ -365,6 +365,10 @@ def _draw_runs(self: Sweeps) -> None:
     self._draw_run()
 
 
+_BUTTON = "<button class='run' title='Show this run'>{0}</button>"  # the keyboard's way to what a click on the row does
+_LOOK = "button.run {all: unset; cursor: pointer} button.run:focus-visible {outline: 2px solid currentColor}"
+
+
 def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
     shown = frame.drop(columns=["error"]).assign(started=frame.started.str.replace("T", " ").str[:19])
     link = (
@@ -372,24 +376,27 @@ def _table(app: Sweeps, frame: pd.DataFrame) -> Any:
         "aria-label='notebook of run {2}'>open</a>"
     )
     shown["notebook"] = [link.format(ROUTE, escape(app.data.name), escape(run)) for run in frame.run]
+    shown["run"] = [_BUTTON.format(escape(run)) for run in frame.run]
     table = pn.widgets.Tabulator(
         shown,
         show_index=False,
         disabled=True,
         selectable=1,
+        stylesheets=[_LOOK],
+        editors=dict.fromkeys(shown.columns),  # else each cell takes the focus and drops it
         pagination="remote",
         page_size=10,
         sizing_mode="stretch_width",
         layout="fit_data_fill",
         theme="materialize",
-        formatters={"notebook": {"type": "html"}} | _digits(frame),
+        formatters={"notebook": {"type": "html"}, "run": {"type": "html"}} | _digits(frame),
         text_align={name: "right" for name in frame if frame[name].dtype.kind == "f"},
         margin=(0, 8, 8, 8),
     )
 
     def chosen(event: Any) -> None:
         if event.column != "notebook":
-            app.run = str(shown.run.iloc[event.row])
+            app.run = str(frame.run.iloc[event.row])
 
     table.on_click(chosen)
     return table
@@ -480,7 +487,7 @@ def _sections(self: Sweeps) -> list:
             b["table"],
             tools=(self.asked, exports(self.data.name, csv=table, nc=lambda: _netcdf(self.data))),
         ),
-        section("Run", b["run"], note="click a row of the table to see another one"),
+        section("Run", b["run"], note="click a row of the table, or press its run, to see another one"),
     ]
     if len(b["failures"]):
         parts.append(section("What failed", b["failures"]))
