@@ -60,12 +60,14 @@ from dtwb.ui.what_if import (
     Case,
     Situation,
     answer,
+    as_asked,
     case_of,
     front,
     kpi_difference,
     moved_operations,
     moved_words,
     plan_figures,
+    told,
 )
 from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
@@ -414,21 +416,23 @@ def _draw(self: Schedules) -> None:
         self._colour_by("order")
     self.colour.param.update(options=options, value=self.by)
     run = self.view.id
-    self.bodies["kpis"][:] = [guard(lambda: _strip(self.situation, new), what="The key figures", run=run)]
+    base = as_asked(self.answer.case) if self.answer else self.situation.base
+    strip = lambda: _strip(self.situation, base, new)
+    self.bodies["kpis"][:] = [guard(strip, what="The key figures", run=run)]
     self._draw_chart()
     self._say()
     self._set_may()
 
 
-def _strip(situation: Situation, new: Solution | None) -> Any:
-    if situation.base is None and new is None:
+def _strip(situation: Situation, base: Solution | None, new: Solution | None) -> Any:
+    if base is None and new is None:
         done = not situation.problem.operations
         return empty_state(
             "All is done at this time: move it back to plan from there."
             if done
             else "There is no plan: solve to make one."
         )
-    return pn.pane.HTML(strip_html(situation.base, new), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
+    return pn.pane.HTML(strip_html(base, new), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
 
 
 @patch
@@ -601,7 +605,7 @@ def _say(self: Schedules) -> None:
         *([self.judge_button] if found.case.situation.state is None else []),
         align_items="center",
     )
-    note = "the plan as it stands; the same if nobody reacts; the new one"
+    note = "the plan as it stands; what it comes to by waiting; the new one"
     self.bodies["answer"][:] = [
         section(
             "What would be different", body, self.judging, self.bodies["judged"], buttons, tools=(files,), note=note
@@ -612,7 +616,10 @@ def _say(self: Schedules) -> None:
 def _difference(found: Answer) -> Any:
     said = f"<b>{escape(found.case.what_if.words)}</b>: {escape(moved_words(found))}."
     head = f"<div class='dtwb-moved' style='margin:.2em 0 .6em'>{said}</div>"
-    figures = pn.Column(pn.pane.HTML(head + figures_html(found.figures), margin=(4, 10)), styles={"flex": "1 1 380px"})
+    notes = "".join(f"<div>{escape(line)}.</div>" for line in told(found))
+    foot = f"<div class='dtwb-told' style='margin:.6em 0;font-size:.85rem;opacity:.85'>{notes}</div>"
+    shown = pn.pane.HTML(head + figures_html(found.figures) + foot, margin=(4, 10))
+    figures = pn.Column(shown, styles={"flex": "1 1 380px"})
     table = moved_operations(found).drop(columns="seconds")
     look: dict[str, Any] = {"sizing_mode": "stretch_width", "min_width": 300, "margin": (4, 10), "text_align": "left"}
     pages: dict[str, Any] = {"pagination": "remote", "page_size": 8, "layout": "fit_data_stretch"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnyAsked', 'ASKED', 'FIGURES', 'Situation', 'situation_at', 'MachineOut', 'NewOrder', 'NewDue', 'Freeze', 'WhatIf',
-           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'told',
+           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'as_asked', 'told',
            'frozen_words', 'moved_operations', 'moved_words', 'front', 'judge', 'accept']
 
 # %% ../../nbs/ui/42_what_if.ipynb #5b8b4195
@@ -449,14 +449,16 @@ def kpi_difference(
     "The key figures of the plan, of waiting and of the new plan, by the due dates that are asked for."
     case = answer.case
     shifted = case.shifted if case.shifted is not None and not violations(case.problem, case.shifted) else None
-    columns = {"plan": _as_asked(case), "waiting": shifted, "new": answer.solution}
+    columns = {"plan": as_asked(case), "waiting": shifted, "new": answer.solution}
     frame = pd.DataFrame({name: pd.Series(plan_figures(plan), dtype=float) for name, plan in columns.items()})
     frame = frame.reindex([label for label, *_ in FIGURES.values() if label in frame.index])
     frame.insert(0, "unit", [unit for label, unit, _ in FIGURES.values() if label in frame.index])
     return frame.assign(difference=frame.new - frame.plan)
 
-# %% ../../nbs/ui/42_what_if.ipynb #bf9227e4
-def _as_asked(case: Case) -> Solution | None:
+# %% ../../nbs/ui/42_what_if.ipynb #ca684841
+def as_asked(
+    case: Case,
+) -> Solution | None:  # None: there is no plan, or it can no longer be carried out
     "The plan as it stands, by the due dates that are asked for."
     base, due = case.situation.base, {job.id: job.due for job in case.problem.jobs}
     if base is None:
