@@ -279,7 +279,7 @@ def start(self: RunApp) -> None:
     anew = lambda _: self._started and pn.state.onload(self.refresh)  # Panel drops what is held before
     self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
-    pn.state.onload(self.refresh)
+    pn.state.onload(lambda: self._started or self.refresh())  # what was drawn early is not drawn again
 
 
 _LOOKS: dict[tuple, tuple[float, Any]] = {}  # what of which store -> when, and what was seen

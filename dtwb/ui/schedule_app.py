@@ -244,6 +244,7 @@ class Schedules(RunApp):
         self.job, self.other_job, self.judging = Job("Solving"), Job("Looking for plans"), Job("The twin")
         self.situating = Job("Working out how the plan stands")
         self._wanted: Any = None
+        self._listing = False  # plans are being offered: nobody has chosen one
         self.bodies = {
             name: pn.Column(sizing_mode="stretch_width")
             for name in ("kpis", "accepted", "legend", "answer", "front", "judged")
@@ -258,7 +259,7 @@ class Schedules(RunApp):
 # %% ../../nbs/ui/45_schedule_app.ipynb #8ba262a6
 @patch
 def _watch(self: Schedules) -> None:
-    self.plan.param.watch(lambda _: self._situate(), "value")
+    self.plan.param.watch(lambda _: self._listing or self._situate(), "value")
     self.now.param.watch(lambda e: setattr(self, "at", float(e.new)), "value_throttled")
     self.param.watch(lambda _: self._situate(), "at")
     self.colour.param.watch(lambda e: e.new in (None, self.by) or setattr(self, "by", e.new), "value")
@@ -338,7 +339,9 @@ def _list_plans(self: Schedules, wanted: str) -> None:
     kept = accepted_plans(self.store, view.id)
     self.plans = plans_of(view, kept)
     options = [IN_FORCE, *self.plans]
+    self._listing = True
     self.plan.param.update(options=options, value=wanted if wanted in options else IN_FORCE)
+    self._listing = False
     self.bodies["accepted"][:] = [pn.pane.HTML(fates_html(kept[-3:], view), margin=(2, 12))] if kept else []
 
 
