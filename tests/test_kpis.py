@@ -18,7 +18,7 @@ from dtwb.core.trace import COLUMNS, KINDS, Trace, ranks, sort_trace
 from dtwb.twin.kpis import ended_jobs, executed, key_figures, kpis, over_time, status_intervals, work_in_progress
 from dtwb.twin.simulation import simulate
 
-few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -240,7 +240,7 @@ def any_event(draw):
     return KINDS[kind](draw(st.floats(0, 9) | numbers), draw(words), **payload)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(any_event(), max_size=12))
 def test_a_trace_is_its_events(events):
     trace = Trace.of(events)

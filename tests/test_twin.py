@@ -209,7 +209,7 @@ def services(draw, plant):
     return found
 
 
-few = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+few = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @few

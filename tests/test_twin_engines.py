@@ -16,7 +16,7 @@ from dtwb.twin.fork import Snapshot
 from dtwb.twin.simulation import RULES, Simulation, simulate
 
 PLANT = Factory.load("data/factories/tile_plant.yaml")
-some = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+some = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = 20_000.0  # s, more than any of these plants needs
 
 

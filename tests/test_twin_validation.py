@@ -29,7 +29,7 @@ from dtwb.twin.validation import (
 
 CASES = cases()
 ENGINES = ["simpy", "fast"]
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 # the others, and all again, in nbs/twin/70_validation

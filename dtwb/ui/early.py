@@ -16,6 +16,8 @@ from panel.io.server import DocHandler
 from panel.io.state import state
 from tornado.web import Finish
 
+from .spares import Spares
+
 # %% ../../nbs/ui/11_early.ipynb #9b2ffa29
 WIDGETS_SCRIPT = "ipywidgets_bokeh.js"
 
@@ -84,6 +86,7 @@ class EarlyHandler(DocHandler):
     "Sends a page's head before the page is made."
 
     heads: dict[tuple, str] = {}  # without their ends
+    spares = Spares()  # of this process
     begun = ""  # what the browser has
     session: Any = None
 
@@ -94,6 +97,10 @@ class EarlyHandler(DocHandler):
     async def get_session(self) -> Any:  # is called when it is clear that the visitor may see the page
         from panel.config import config
 
+        self.spares.refill(self)
+        if (spare := self.spares.take(self)) is not None:
+            self.session = spare
+            return spare
         head = self.heads.get(self.kind)
         if head and not config.authorize_callback and self.request.method == "GET":
             self.begun = head

@@ -192,8 +192,11 @@ for (const kind of [window.WebGLRenderingContext, window.WebGL2RenderingContext]
 """
 
 
+ANEW = "?made=anew"  # an address that asks for something gets a page that is made at the click
+
+
 def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 4) -> list[dict]:
-    "First pictures: a browser without anything in its cache, `fresh` times; then the same page `again`."
+    "First pictures: a browser without anything in its cache, `fresh` times; then the same page `again`, both ways."
     rows = []
     with served(folder) as server:
         for app in apps:
@@ -203,12 +206,14 @@ def first(folder: Path, apps: list[str], fresh: int = 2, again: int = 4) -> list
                     rows.append(
                         {"suite": "first", "app": app, "when": "cold", "ready": server.ready} | look(page, url, app)
                     )
-                    for _ in range(again if n == fresh - 1 else 0):
-                        leave(page)
-                        rows.append({"suite": "first", "app": app, "when": "warm"} | look(page, url, app))
+                    for when, where in [("warm", url), ("warm, anew", url + ANEW)] * (n == fresh - 1):
+                        for _ in range(again):
+                            leave(page)
+                            rows.append({"suite": "first", "app": app, "when": when} | look(page, where, app))
             mine = [row for row in rows if row["app"] == app]
             told = [
-                f"{when} {[round(r['picture'], 2) for r in mine if r['when'] == when]}" for when in ("cold", "warm")
+                f"{when} {[round(r['picture'], 2) for r in mine if r['when'] == when]}"
+                for when in ("cold", "warm", "warm, anew")
             ]
             say(f"first picture of {app}: {', '.join(told)} s")
     return rows
@@ -323,8 +328,8 @@ async def wave(urls: list[str]) -> tuple[list[Visitor], list[float]]:
 
 
 async def forgotten() -> None:
-    "Bokeh forgets a session 15 s after its browser has left, and looks every 17 s."
-    await asyncio.sleep(34)
+    "Bokeh forgets a session 15 s after its browser has left, and looks every 17 s; 12 s later memory is given back."
+    await asyncio.sleep(48)
 
 
 async def visitors(server: Server, app: str, n: int = 20, stay: float = 3.0) -> dict:
