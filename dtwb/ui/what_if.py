@@ -222,6 +222,10 @@ def scenario_of(
 def _check_order(situation: Situation, order: NewOrder) -> None:
     if order.order in situation.orders.values():
         raise FactoryError(f"there is an order {order.order!r} already", "what if", "give it another name")
+    release = max(situation.now, order.release or 0.0)
+    if order.due is not None and order.due < release:
+        what = f"it would be due at {_when(order.due)}, and nobody can begin before {_when(release)}"
+        raise ScheduleError(what, f"order {order.order}", "give it a later due date")
     if order.must and order.due is None:
         raise ScheduleError("what must not be late needs a due date", f"order {order.order}")
 
@@ -263,7 +267,7 @@ def case_of(
     orders = Situation(factory, situation.now, state).orders
     for change in what_if.changes:
         if isinstance(change, MachineOut):
-            problem = _without(problem, change)
+            problem = _without(problem, change, what_if)
         elif isinstance(change, NewOrder | NewDue) and change.must and change.due is not None:
             problem = _in_time(problem, {job for job, order in orders.items() if order == change.order})
     known = situation.base.schedule if situation.base else situation.plan
@@ -289,7 +293,25 @@ def _in_time(problem: Problem, jobs: set[str]) -> Problem:
     )
 
 
-def _without(problem: Problem, out: MachineOut) -> Problem:
+def _unless(machine: str) -> str:
+    return f"there is no plan unless {machine} comes back: say when"
+
+
+def _too_much(problem: Problem, out: MachineOut, since: int) -> None:
+    "Refuse a machine that is out for good before it could do what nobody else can."
+    servers = {m for m, machine in enumerate(problem.machines) if machine_of(machine.id) == out.machine}
+    batch = max(problem.machines[m].batch_capacity for m in servers)
+    steps = [(o, problem.operation(o)) for o in range(len(problem.operations)) if not problem.is_started(o)]
+    alone = [step for _, step in steps if {mode.machine for mode in step.modes} <= servers]
+    takes = sum(min(mode.duration for mode in step.modes) / batch for step in alone)
+    left = sum(max(0, since - problem.machines[m].available) for m in servers)
+    if since and takes > left:
+        what = f"what only {out.machine} can do takes {tell_span(takes * problem.tick)} at least ({alone[0].name} of "
+        what += f"{len(alone)} jobs), and {tell_span(left * problem.tick)} are left before it is out for good"
+        raise ScheduleError(what, out.words, _unless(out.machine))
+
+
+def _without(problem: Problem, out: MachineOut, what_if: WhatIf) -> Problem:
     "The problem while a machine is out."
     servers = [m.id for m in problem.machines if machine_of(m.id) == out.machine]
     if not servers:
@@ -299,7 +321,14 @@ def _without(problem: Problem, out: MachineOut) -> Problem:
     if out.until is not None and out.until <= problem.origin + since:
         raise ScheduleError(f"a machine is out until later than {_when(problem.origin + since)}", out.words)
     if out.until is None:
-        return apply_change(problem, Gone(out.machine, math.ceil(since / problem.tick)))
+        _too_much(problem, out, math.floor(since / problem.tick))
+        try:
+            return apply_change(problem, Gone(out.machine, math.ceil(since / problem.tick)))
+        except ScheduleError as e:
+            gone = [change.machine for change in what_if.changes if isinstance(change, MachineOut) and not change.until]
+            gone = list(dict.fromkeys(gone))
+            what = e.what.replace(f"only {out.machine} can", f"only {' and '.join(gone)} can")
+            raise ScheduleError(what, out.words, _unless(" or ".join(gone))) from None
     until = math.ceil((out.until - problem.origin) / problem.tick)
     for server in servers:
         problem = apply_change(problem, Breakdown(server, until, math.floor(since / problem.tick)))
