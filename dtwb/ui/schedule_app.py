@@ -245,6 +245,7 @@ class Schedules(RunApp):
         self.situating = Job("Working out how the plan stands")
         self._wanted: Any = None
         self._listing = False  # plans are being offered: nobody has chosen one
+        self._known = 0  # the last version that was accepted when the question was asked
         self.bodies = {
             name: pn.Column(sizing_mode="stretch_width")
             for name in ("kpis", "accepted", "legend", "answer", "front", "judged")
@@ -337,6 +338,8 @@ def _list_plans(self: Schedules, wanted: str) -> None:
     "Offer the plans there are, and say what has become of those that were accepted."
     view = self.view
     kept = accepted_plans(self.store, view.id)
+    if self.answer is None and not self.job.running:  # who has an answer asked before
+        self._known = max((plan.version for plan in kept), default=0)
     self.plans = plans_of(view, kept)
     options = [IN_FORCE, *self.plans]
     self._listing = True
@@ -658,6 +661,11 @@ def accept(self: Schedules) -> None:
     require("engineer", "accept a plan")
     if self.answer is None or self.answer.solution is None:
         raise ScheduleError("there is no new plan to accept")
+    if newer := accepted_plans(self.store, self.view.id, self._known):
+        what = (
+            f"{newer[-1].by} has accepted version {newer[-1].version} in the meantime, of which this plan knows nothing"
+        )
+        raise ScheduleError(what, self.view.id, "discard, look at it, and solve again")
     kept = keep_plan(self.answer, self.store, self.view.id, user(), self.view.folder)
     where = f"plans/plan_{kept.version}.json of the run's folder" if self.view.folder else "the store"
     going = fate(kept, self.view.record, self.view.events)
@@ -678,6 +686,8 @@ def discard(self: Schedules) -> None:
     self.answer, self.trace = None, []
     self._drop_front()
     self._curve()
+    if self.view is not None:
+        self._list_plans(self.plan.value)  # somebody may have accepted another one
     self._situate()
 
 

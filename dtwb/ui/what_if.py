@@ -611,6 +611,8 @@ def accept(
     "Keep the new plan with the run; one that still goes takes it up."
     if answer.solution is None:
         raise ScheduleError("there is no plan to accept", answer.case.what_if.words)
+    if folder is not None and not folder.is_dir():
+        raise StoreError("the run's folder is gone: the plan was not kept", folder, "choose another run")
     situation, what_if = answer.case.situation, answer.case.what_if
     plan = AcceptedPlan(
         0, situation.now, by, datetime.now(UTC), what_if.words, answer.solution.schedule, what_if.to_json()["changes"]
