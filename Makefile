@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab serve notebooks readme chromium peers clean
+.PHONY: help setup demo test lint lab serve notebooks readme chromium peers recorded clean
 
 help: ## this list
 	@grep -E '^[a-zA-Z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ chromium:
 peers: ## what the benchmarks compare with, each in a venv of its own below .venv-peers
 	@grep -v '^#' nbs/benchmarks/peers.txt | while read -r pins; do at=.venv-peers/$${pins%%==*}; \
 	  test -x $$at/bin/python || $(PYTHON) -m venv $$at && $$at/bin/pip install -q --disable-pip-version-check $$pins || exit 1; done
+
+recorded: setup ## the recorded sweeps anew, on a quiet machine: make recorded SWEEPS="loop_worth solver_limits"
+	@$(BIN)/python nbs/experiments/run_recorded.py $(SWEEPS)
 
 # .jupyter has what keeps JupyterLab from asking other hosts; PANEL_INLINE does it for Panel and HoloViews
 lab: setup ## JupyterLab on the notebooks

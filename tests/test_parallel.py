@@ -1,11 +1,13 @@
 """What a notebook cannot test of `dtwb.core.parallel`: real signals, scripts, clusters."""
 
+import contextlib
 import os
 import re
 import signal
 import socketserver
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -148,27 +150,59 @@ def test_no_orphans(tmp_path, sent, executor):
         assert err.rstrip().endswith("KeyboardInterrupt")
 
 
+class Dask:
+    "A scheduler and workers, started by their own commands: with the dtwb that is tested or, if `bare`, without any."
+
+    def __init__(self, folder: Path):
+        self.folder, self.address, self.processes = folder, "tcp://127.0.0.1:0", {}
+
+    def start(self, name: str, *command: str, bare: bool = False):
+        here = Path(__file__).parent
+        path = [sysconfig.get_path("purelib")] if bare else [str(here), str(here.parent)]
+        with (self.folder / f"{name}.log").open("a") as log:
+            self.processes[name] = subprocess.Popen(
+                [PYTHON, *(["-S"] if bare else []), "-m", *command],  # without `site`, an editable install is not seen
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+                cwd=self.folder,
+            )
+
+    def scheduler(self, **how):
+        "Again at the address that it had."
+        port, log = self.address.rpartition(":")[2], self.folder / "scheduler.log"
+        before = log.stat().st_size if log.exists() else 0
+        command = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
+        self.start("scheduler", *command, **how)
+        self.address = wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", log.read_text()[before:]))[1]
+
+    def worker(self, name: str, *options: str, **how):
+        command = ["distributed.cli.dask_worker", self.address, "--nthreads", "1", "--name", name, "--no-dashboard"]
+        self.start(name, *command, "--local-directory", str(self.folder), *options, **how)
+
+    def wait_for_workers(self, n: int):
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(n, timeout=600)
+
+    def kill(self, name: str):
+        process = self.processes.pop(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+        process.wait(300)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A scheduler and two workers, started by their own commands."""
-    folder = tmp_path_factory.mktemp("dask")
-    command = [PYTHON, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    log = (folder / "log").open("w")
-    processes = [subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)]
-    address = wait_for(lambda: re.search(r"Scheduler at:\s+(tcp://\S+)", (folder / "log").read_text()))[1]
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}  # the dtwb that is tested
+    dask = Dask(tmp_path_factory.mktemp("dask"))
+    dask.scheduler()
     for name in "ab":
-        command = [PYTHON, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--name", name]
-        command += ["--no-dashboard", "--local-directory", str(folder)]
-        processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder))
-    with Client(address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=600)
-    yield address
-    for process in processes:
-        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-            child.kill()
-        process.wait(300)
+        dask.worker(name)
+    dask.wait_for_workers(2)
+    yield dask.address
+    for name in list(dask.processes):
+        dask.kill(name)
 
 
 def test_dask_two_workers(cluster, tmp_path):
@@ -282,9 +316,81 @@ def test_dask_batch_is_whole_though_a_worker_is_killed(cluster, tmp_path):
 
 
 def test_dask_worker_with_other_code_refuses(cluster, monkeypatch):
-    monkeypatch.setattr("dtwb.core.parallel._own_code", lambda: "another")
+    monkeypatch.setattr("dtwb.core.cluster._own_code", lambda: "another")
     with pytest.raises(SettingsError, match=r"dask worker tcp://.*: its dtwb .* is not that of who asks"):
         pmap(abs, [1], executor="dask", scheduler=cluster)
+
+
+def test_dask_scheduler_that_dies(tmp_path, monkeypatch):
+    """kill -9, in the middle. Back again, it goes on; else there is one line, and the same call makes what is left.
+
+    It has no dtwb: it needs none. A worker needs it, and says so.
+    """
+    v4 = nbformat.v4
+    parameters = v4.new_code_cell("x = 0\nplace = ''", metadata={"tags": ["parameters"]})
+    code = """
+import os, pathlib, time
+tried = pathlib.Path(place, f"tried-{x}")
+with tried.open("a") as file: file.write("x")
+while x and not tried.with_name("go").exists(): time.sleep(0.02)
+pathlib.Path(os.environ["DTWB_RECORD"], "result.json").write_text(f'{{"y": {x * 2}}}')
+"""
+    nbformat.write(v4.new_notebook(cells=[parameters, v4.new_code_cell(code)]), tmp_path / "t.ipynb")
+    dask = Dask(tmp_path)
+
+    def begin():
+        dask.scheduler(bare=True)
+        dask.worker("a", "--no-nanny")
+
+    def sweep(name, first_is_done, **how):
+        folder = tmp_path / f"{name}-runs"
+        folder.mkdir(exist_ok=True)
+        points = [{"x": x, "place": str(folder)} for x in range(3)]
+
+        def second_has_begun(run):
+            if not (folder / "go").exists():
+                wait_for((folder / "tried-1").exists)
+                first_is_done()
+                (folder / "go").touch()
+
+        return run_sweep(tmp_path / "t.ipynb", points, name, tmp_path, track=second_has_begun, **how)
+
+    def die():
+        dask.kill("scheduler")
+        dask.kill("a")
+
+    def made(name):
+        runs = Sweep.load(tmp_path / name).runs
+        return sorted((run.parameters["x"], run.how, run.result["y"]) for run in runs if run.how != "running")
+
+    def die_and_come_back():
+        die()
+        begin()
+
+    try:
+        begin()
+        there = {"executor": "dask", "scheduler": dask.address}
+        sweep("back", die_and_come_back, **there)
+        assert made("back") == [(x, "finished", 2 * x) for x in range(3)]
+        assert [(tmp_path / f"back-runs/tried-{x}").stat().st_size for x in range(3)] == [1, 2, 1]
+        assert not list((tmp_path / "back").glob(".*.tmp"))
+
+        monkeypatch.setattr("dtwb.core.cluster._PATIENCE", 1)
+        with pytest.raises(SettingsError, match=r"tcp://\S+: the dask scheduler has gone, with 2 of 3 not done"):
+            sweep("gone", die, **there)
+        assert made("gone") == [(0, "finished", 0)]
+        sweep("gone", None, executor="serial")
+        assert made("gone") == [(x, "finished", 2 * x) for x in range(3)]
+        assert [(tmp_path / f"gone-runs/tried-{x}").stat().st_size for x in range(3)] == [1, 2, 1]
+        assert not list((tmp_path / "gone").glob(".*.tmp"))
+
+        dask.scheduler(bare=True)
+        dask.worker("b", "--no-nanny", bare=True)
+        with pytest.raises(SettingsError, match=r"dask worker tcp://\S+: it has no dtwb, or an old one"):
+            pmap(abs, [1], executor="dask", scheduler=dask.address)
+    finally:
+        for name in list(dask.processes):
+            dask.kill(name)
 
 
 def test_dask_own_cluster(tmp_path):

@@ -280,7 +280,7 @@ def test_stability_against_a_former_plan_is_an_objective_like_others():
 
 
 def test_what_must_stay_stays():
-    problem = shop(4)
+    problem = shop(3)
     plan = dispatch(problem, "spt")
     keep = {0: (plan.machines[0], plan.starts[0]), 4: (plan.machines[4], plan.starts[4])}
     front = pareto(problem, PAIR, time_limit=1000, keep=keep)

@@ -23,6 +23,8 @@ from dtwb.scheduling.explain import (
     requirements,
     why_infeasible,
 )
+from dtwb.scheduling.freezing import starting_in, staying
+from dtwb.scheduling.generators import covers as generators_cover
 from dtwb.scheduling.problem import (
     Problem,
     ProblemJob,
@@ -53,7 +55,8 @@ from dtwb.scheduling.rescheduling import (
     replan,
     right_shifted,
 )
-from dtwb.scheduling.rules import best_rule, dispatch
+from dtwb.scheduling.rules import Policy, best_rule, dispatch
+from dtwb.scheduling.solve import keeps
 from dtwb.twin.simulation import simulate
 
 quick = settings(
@@ -489,6 +492,55 @@ def test_so_it_is_with_everything_that_a_problem_may_hold(problem, data):
         verify(left, found)
         assert found.objective <= waiting.objective + 1e-6
         assert explain_change(left, plan, found).common == len(planned(left, plan.schedule))
+
+
+@given(
+    problems(
+        jobs=5,
+        operations=3,
+        machines=3,
+        rich=("setups", "calendar", "travel", "batches", "buffers", "started", "closing"),
+    ),
+    st.data(),
+)
+@settings(quick, max_examples=25)
+def test_what_is_frozen_stays_and_rules_go_around_it(problem, data):
+    try:
+        plan = dispatch(problem, "edd", "weighted_tardiness")
+    except ScheduleError:
+        return
+    out = Breakdown(f"m{data.draw(st.integers(0, 2))}", data.draw(st.integers(1, 6)), data.draw(st.integers(0, 4)))
+    if any(machine.id == out.machine for machine in problem.machines) and out.until > out.since:
+        problem = apply_change(problem, out)
+    try:
+        shifted = right_shifted(problem, plan.schedule)
+    except ScheduleError:
+        shifted = None
+    wanted = starting_in(problem, plan.schedule, [(0, data.draw(st.integers(2, 8)))])
+    keep, stays = staying(problem, plan.schedule, wanted, shifted, time_limit=60)
+    assume(stays is not None)
+    assert keep.items() <= wanted.items() and keeps(stays, keep) and not violations(problem, stays)
+    for o in wanted.keys() - keep.keys():  # no more can stay
+        assert feasible(problem, keep | {o: wanted[o]}, 60) is not True
+    rush = replace(problem, jobs=(*problem.jobs, replace(problem.jobs[-1], id="rush", started=False, place=-1)))
+    inserted = []
+    for rule in ("atc", "edd", "spt", "fifo"):
+        try:
+            found = dispatch(rush, Policy(rule, keep=keep), "weighted_tardiness")
+        except ScheduleError:
+            continue
+        assert not violations(rush, found)
+        inserted += [found] * keeps(found, keep)
+    try:
+        best = best_rule(rush, "weighted_tardiness", keep=keep)
+    except ScheduleError:
+        assert not inserted
+        return
+    assert keeps(best, keep) and not violations(rush, best)
+    least = min([best.objective, *(plan.objective for plan in inserted)])
+    assert generators_cover(rush) or best.objective <= least + 1e-6
+    found = replan(rush, plan.schedule, keep=keep, first=best, stability=None, time_limit=0.1, workers=1)
+    assert keeps(found, keep) and not violations(rush, found) and found.objective <= best.objective + 1e-6
 
 
 def until_better(left, schedule):

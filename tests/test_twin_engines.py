@@ -36,6 +36,25 @@ def test_the_same_story_under_a_plan(factory, rule, seed):
         assert runs[0].hash == runs[1].hash
 
 
+def test_the_same_reason_where_a_plan_ends_in_a_deadlock():
+    """Parts that go back share one place with those that come: the fast engine, too, says which waits for which."""
+
+    def operation(name, machine):
+        mode = {"machine": machine, "duration": 3}
+        return {"id": name, "modes": [mode], "inspection": {"rework": {"d0": "o0"}, "false_alarm": 0.4}}
+
+    machines = [{"id": "m0", "buffer": "b0", "camera": {}}, {"id": "m1", "buffer": "b0", "camera": {}}]
+    machines[0]["degradation"] = {"life": 100, "defect_rate": 0.1, "defects": {"d0": 1}}
+    route = [operation("o0", "m0"), operation("o1", "m1")]
+    orders = [{"id": f"j{i}", "product": "p0"} for i in range(4)]
+    plant = {"name": "jam", "buffers": [{"id": "b0", "capacity": 1}], "machines": machines, "orders": orders}
+    factory = Factory.model_validate(plant | {"products": [{"id": "p0", "operations": route}]})
+    plan = simulate(factory, disturbances=False, engine="fast").schedule
+    pairs = [[simulate(factory, plan, seed=s, engine=e).how for e in ("simpy", "fast")] for s in range(30)]
+    assert all(how == fast for how, fast in pairs)
+    assert any("waits for m0, which holds" in how for how, _ in pairs)
+
+
 def interfere(sim, factory, moments, what):
     """Stop at some moments, and do something from outside at each."""
     for moment, act in zip(sorted(moments), what):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from browser import colors, fits, picture, pixels, until
 
-from dtwb.core.errors import AccessError
+from dtwb.core.errors import AccessError, ScheduleError
 from dtwb.scheduling.pictures import CHANGES
 from dtwb.store.database import Store
 from dtwb.store.runs import run_folder
 from dtwb.twin.simulation import simulate
 from dtwb.ui.schedule_app import Schedules
 from dtwb.ui.users import serving
+from dtwb.ui.what_if import Freeze, MachineOut, WhatIf, answer, case_of
 
 
 def tiles(page) -> dict[str, str]:
@@ -128,6 +129,27 @@ def test_a_viewer_is_refused_also_when_the_button_is_pressed_for_him(tmp_path, m
             with pytest.raises(AccessError, match="a viewer cannot"):
                 button.clicks += 1  # as a forged message would do
         assert app.answer is None and not app.job.running and store.schedules(run).empty
+
+
+def test_what_somebody_else_has_accepted_is_not_lost(tmp_path):
+    from browser import PLANT
+
+    with Store.open(f"sqlite:///{tmp_path}/dtwb.sqlite") as store:
+        run = a_run(tmp_path, store, PLANT)
+        tabs = [Schedules(store) for _ in range(2)]
+        for tab in tabs:
+            case = case_of(tab.situation, WhatIf((MachineOut("press_1", 7200.0), Freeze(1800.0))))
+            tab.answer = answer(case, 0.2)  # waiting is a plan
+        tabs[0].accept()
+        with pytest.raises(ScheduleError, match="no new plan to accept"):
+            tabs[0].accept()
+        with pytest.raises(ScheduleError, match="accepted version 1 in the meantime"):
+            tabs[1].accept()
+        assert len(store.schedules(run)) == 1
+        tabs[1].discard()
+        tabs[1].answer = answer(case_of(tabs[1].situation, WhatIf()), 0.2)
+        tabs[1].accept()
+        assert len(store.schedules(run)) == 2
 
 
 def test_a_run_without_a_readable_factory_says_so(tmp_path):

@@ -6,23 +6,18 @@
 __all__ = ['Outcome', 'available_cores', 'spawn_seeds', 'ItemError', 'Stopped', 'reporter', 'pmap']
 
 # %% ../../nbs/core/60_parallel.ipynb #0d27c4ee
-import asyncio
 import contextlib
 import functools
 import json
 import logging
 import os
-import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from .errors import DtwbError, SettingsError
@@ -302,160 +297,6 @@ def _local(function, items, seeds, workers, retries, scheduler) -> Generator[tup
         for worker in team:
             worker.end()
 
-# %% ../../nbs/core/60_parallel.ipynb #64eba26b
-def _dask_call(function: bytes, task: bytes, caller: tuple[str, str]) -> bytes:
-    "What a dask worker does with an item."
-    global _share
-    process, code = caller
-    if process != _this_process():  # which a worker may share with its client
-        _share = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or 1)
-    if code != _own_code():
-        return _call_safely(functools.partial(_raise, _other_code()), None, _NO_SEED)
-    return _call_safely(_unpickle_and_call, (function, task), _NO_SEED)
-
-
-def _unpickle_and_call(data: tuple[bytes, bytes]) -> Any:
-    import cloudpickle
-
-    function, (item, seed) = _unpickle_once(data[0]), cloudpickle.loads(data[1])
-    return _call(function, item, seed)
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
-
-
-@functools.lru_cache(1)
-def _own_code() -> str:
-    "A hash of dtwb's sources as they are when it is first asked."
-    import hashlib
-
-    import dtwb
-
-    root, digest = Path(dtwb.__file__).parent, hashlib.sha256(dtwb.__version__.encode())
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _other_code() -> SettingsError:
-    from distributed import get_worker
-
-    import dtwb
-
-    what = f"its dtwb ({dtwb.__version__}, {Path(dtwb.__file__).parent}) is not that of who asks"
-    how = "start it anew, with the same code as here"
-    return SettingsError(what, f"dask worker {get_worker().address}", how)
-
-
-@functools.lru_cache(4)
-def _unpickle_once(data: bytes) -> Callable:
-    import cloudpickle
-
-    return cloudpickle.loads(data)
-
-
-@contextlib.contextmanager
-def _own_cluster(workers: int, retries: int) -> Iterator[Any]:
-    "Scheduler in this process, workers as above: those of dask's LocalCluster run `__main__` again."
-    from distributed import Scheduler
-    from distributed.deploy.spec import SpecCluster
-
-    options = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": ":0"}
-    options |= {"allowed_failures": retries}
-    code = """
-import os
-os.environ["DASK_LOGGING__DISTRIBUTED"] = "error"
-from distributed.cli.dask_worker import main
-main(sys.argv[2:])
-"""
-    arguments = ["--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1"]
-    threads, team = max(1, available_cores() // workers), []
-    quiet: Any = logging.ERROR
-    cluster: Any
-    with SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=quiet) as cluster:
-        try:
-            for _ in range(workers):
-                team.append(_Process(code, cluster.scheduler_address, *arguments, threads=threads))
-            yield cluster
-        finally:
-            for worker in team:
-                worker.end()
-
-
-async def _greet(address: str):
-    "Raise unless a scheduler answers: a `Client` waits forever for the handshake of whatever else listens there."
-    from distributed import Security
-    from distributed.comm.core import connect
-
-    async with asyncio.timeout(30):  # a scheduler may be busy
-        comm = await connect(address, timeout=5, **Security().get_connection_args("client"))
-        comm.abort()
-
-
-@contextlib.contextmanager
-def _dask_client(scheduler: Any, workers: int, retries: int) -> Iterator[Any]:
-    from distributed import Client
-
-    if scheduler is not None and not isinstance(scheduler, str):
-        yield scheduler  # a Client of the caller's
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            if scheduler:  # in a thread: a notebook's has a loop already
-                ThreadPoolExecutor(1).submit(asyncio.run, _greet(scheduler)).result()
-            target = scheduler or stack.enter_context(_own_cluster(workers, retries))
-            client = stack.enter_context(Client(target, timeout=30, set_as_default=False))
-        except (OSError, ValueError, MemoryError) as e:  # the last: bytes of another protocol, taken for a length
-            other = isinstance(e, MemoryError | TimeoutError)
-            why = "something else listens there" if other else " ".join(str(e).split()[:12])
-            raise SettingsError(f"no dask scheduler answers: {why}", scheduler, "start one: dask scheduler") from None
-        if scheduler and not client.scheduler_info()["workers"]:
-            _log.warning("no worker at %s yet: waiting for one (dask worker %s --nthreads 1)", scheduler, scheduler)
-        yield client
-
-# %% ../../nbs/core/60_parallel.ipynb #2cf89922
-def _dask(function, items, seeds, workers, retries, scheduler) -> Generator[tuple[int, Outcome] | None]:
-    import cloudpickle
-    from distributed import KilledWorker
-
-    data = _pickle(function, "the function")
-    done: queue.SimpleQueue = queue.SimpleQueue()
-    futures, crashes = {}, dict.fromkeys(range(len(items)), 0)
-    caller = _this_process(), _own_code()
-    with _dask_client(scheduler, workers, retries) as client:
-
-        def submit(index: int):
-            task = _pickle((items[index], seeds[index]), _name(index, items[index]))
-            futures[index] = client.submit(_dask_call, data, task, caller, pure=False)
-            futures[index].add_done_callback(lambda _, index=index: done.put(index))
-
-        try:
-            for index in range(len(items)):
-                submit(index)
-            while futures:
-                yield None
-                try:
-                    index = done.get(timeout=0.1)
-                except queue.Empty:
-                    continue
-                future = futures.pop(index)
-                if future.status == "finished":
-                    yield index, cloudpickle.loads(future.result())
-                elif future.status == "error" and isinstance(error := future.exception(), KilledWorker):
-                    if scheduler is not None and crashes[index] < retries:
-                        crashes[index] += 1
-                        submit(index)
-                    else:
-                        yield index, ("crash", "killed, as often as the scheduler allows")
-                elif future.status == "error":
-                    yield index, ("error", error)
-                else:
-                    yield index, ("crash", f"its future is {future.status}: the scheduler has gone or was restarted")
-        finally:
-            with contextlib.suppress(Exception):
-                client.cancel(list(futures.values()), force=True)
-
 # %% ../../nbs/core/60_parallel.ipynb #77ba9c12
 def _in_notebook() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -488,6 +329,12 @@ def reporter(
             yield lambda done: bars.update(task, completed=done)
 
 # %% ../../nbs/core/60_parallel.ipynb #8bd0a3e5
+def _dask(*how: Any) -> Generator[tuple[int, Outcome] | None]:
+    from dtwb.core.cluster import outcomes  # dask takes half a second to import
+
+    return outcomes(*how)
+
+
 _EXECUTORS = {"local": _local, "dask": _dask, "serial": _serial}
 
 

@@ -12,7 +12,7 @@ __all__ = ['Kept', 'Changed', 'KINDS', 'MOST', 'Requirement', 'moment', 'lasting
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from ..core.errors import ScheduleError
 from ..core.parallel import available_cores
 from ..core.schedule import Schedule, ScheduledOperation
 from .cpsat import build_model, solve_cpsat
+from .gantt import tell_time
 from .problem import Problem, ProblemMaterial, Solution, Stability, horizon, violations
 from .rules import best_rule, dispatch
 
@@ -59,7 +60,7 @@ def moment(
     seconds = problem.origin + ticks * problem.tick
     if start is not None:
         return f"{start + timedelta(seconds=seconds):%a %d %b %H:%M}"
-    return str(ticks) if problem.tick == 1 and not problem.origin else f"{_hours(seconds)} h"
+    return str(ticks) if problem.tick == 1 and not problem.origin else tell_time(seconds)
 
 
 def lasting(problem: Problem, ticks: float) -> str:
@@ -487,6 +488,14 @@ def thinned(check: Callable[[list], bool | None], conflict: list) -> list:
 MOST = 8  # of what a sentence names
 
 
+def _told(requirements: Iterable[Requirement]) -> list[str]:
+    "In words; the nights of a machine are told once."
+    closed: dict[str, list[Requirement]] = defaultdict(list)
+    for r in requirements:
+        closed[r.key[0] if r.kind == "closed" else str(r)].append(r)
+    return [f"{rs[0]}{f', and {len(rs) - 1} times more' * (len(rs) > 1)}" for rs in closed.values()]
+
+
 @dataclass(frozen=True)
 class Conflict:
     "Requirements that cannot all hold."
@@ -504,7 +513,7 @@ class Conflict:
             return "no plan was found in time, and it is not proved that there is none"
         if not self.infeasible:
             return "there is a plan"
-        names = [str(r) for r in self.requirements]
+        names = _told(self.requirements)
         if not names:
             return "there is no plan, whatever gives: routes and machines do not fit each other"
         more = f"; and {len(names) - MOST} more" if len(names) > MOST else ""

@@ -7,7 +7,7 @@ __all__ = ['starting_in', 'possible', 'staying', 'places', 'placed', 'freed_word
 
 # %% ../../nbs/scheduling/52_freezing.ipynb #d344567f
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ortools.sat.python import cp_model
@@ -18,6 +18,8 @@ from .cpsat import build_model, parameters, solve_cpsat
 from .explain import run_solver, where_and_when
 from .gantt import tell_time
 from .problem import Objective, Problem, Solution, Stability, planned, violations
+from .rescheduling import resequenced
+from .rules import Policy, dispatch
 from .solve import Kept, keeps
 
 # %% ../../nbs/scheduling/52_freezing.ipynb #4e29db82
@@ -78,16 +80,37 @@ def staying(
     if shifted is not None and violations(problem, shifted):
         shifted = None
     wanted = possible(problem, wanted)
+
+    def stays(found: Solution) -> Kept:
+        return {o: place for o, place in wanted.items() if places(found)[o] == place}
+
     if shifted is not None and keeps(shifted, wanted):
         return wanted, shifted
-    found = _most(problem, plan, wanted, time_limit)
-    best = (placed(problem, found, "flow_time", time_limit=time_limit) if found else None) or shifted
-    if best is None:  # nothing is known: whoever solves it will see
-        return wanted, None
-    return {o: place for o, place in wanted.items() if places(best)[o] == place}, best
+    plans = [shifted, *_around(problem, plan, wanted)]
+    known = [found for found in plans if found is not None and not violations(problem, found)]
+    best = max(known, key=lambda found: len(stays(found)), default=None)
+    if best is None or not keeps(best, wanted):
+        where = _most(problem, plan, wanted, best, time_limit)
+        found = placed(problem, where, "flow_time", time_limit=time_limit) if where else None
+        best = found if best is None or (found is not None and len(stays(found)) > len(stays(best))) else best
+    return (wanted, None) if best is None else (stays(best), best)  # None: whoever solves it will see
 
 
-def _most(problem: Problem, plan: Schedule, wanted: Kept, time_limit: float) -> Kept | None:  # None: not found
+def _around(problem: Problem, plan: Schedule, wanted: Kept) -> Iterator[Solution]:
+    "Plans of rules, which leave what they can."
+    ways = [lambda: resequenced(problem, plan, "flow_time", keep=wanted)]
+    for rule in ("edd", "fifo"):
+        ways.append(lambda rule=rule: dispatch(problem, Policy(rule, keep=wanted), "flow_time"))
+    for way in ways:
+        try:
+            yield way()
+        except ScheduleError:  # parts block each other
+            continue
+
+
+def _most(
+    problem: Problem, plan: Schedule, wanted: Kept, known: Solution | None, time_limit: float
+) -> Kept | None:  # None: not found
     "Where all is when the most of `wanted` stays, and the rest is early."
     model = build_model(problem, "flow_time", reference=plan)
     stays = {o: model.cp.new_bool_var(f"stays_{o}") for o, (m, _) in wanted.items() if m in model.at[o]}
@@ -97,9 +120,12 @@ def _most(problem: Problem, plan: Schedule, wanted: Kept, time_limit: float) -> 
         model.cp.add_bool_or(model.at[o][machine]).only_enforce_if(literal)
     ends, more = [model.ends[last - 1] for last in problem.first[1:]], sum(model.lasts) + 1
     model.cp.maximize(more * sum(stays.values()) - sum(ends))
+    for o, start in enumerate(known.starts if known else ()):
+        if not problem.is_started(o):
+            model.cp.add_hint(model.starts[o], start)
     solver = parameters(problem, time_limit, 0, None)
-    known = run_solver(solver, model.cp, None) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
-    return where_and_when(model, solver) if known else None
+    is_found = run_solver(solver, model.cp, None) in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    return where_and_when(model, solver) if is_found else None
 
 
 def places(plan: Solution) -> Kept:
@@ -146,7 +172,7 @@ def _why(problem: Problem, o: int, wanted: Kept) -> str:
     opens = None if duration is None else m.earliest(max(start, m.available), duration, problem.operation(o).closing)
     if opens is None or opens[0] != start:
         return f"{m.id} is out then"
-    return "their parts come too late"
+    return "these follow from it"
 
 
 def _listed(names: list[str], most: int = 4) -> str:

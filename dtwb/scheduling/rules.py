@@ -443,8 +443,8 @@ def _candidates(d: Dispatch, m: int) -> list[int]:
 def _around_the_booked(d: Dispatch, m: int, ready: list[int]) -> list[int]:
     "Of `ready`, what must start on `m` now; else what is done before that."
     keep, machine = d.policy.keep, d.problem.machines[m]
-    d.booked[m] = [o for o in d.booked[m] if d.starts[o] < 0]
-    free = [o for o in ready if o not in keep]
+    d.booked[m] = [o for o in d.booked[m] if d.starts[o] < 0 and keep[o][1] >= d.now]
+    free = [o for o in ready if o not in keep or keep[o][1] < d.now]  # what has missed its time goes like all others
     if not d.booked[m] or d.forced:
         return ready if d.forced else free
     first = d.booked[m][0]

@@ -3000,12 +3000,11 @@ def mirror(sim: FastSimulation) -> Plant:
             product = sim.names[int(N[N[row + C.P_PRODUCT] + C.R_NAME])]
             job = Job(f"{id}-1", id, product, 1, 0.0, None, source.weight)
         visits = [steps[(o - first) // C.OPERATION] for o in _todo(N, row)]
-        part = parts[row] = Part(
-            job, tuple((step.spec.id, step) for step in visits), step=visits[0] if visits else None
-        )
+        part = parts[row] = Part(job, tuple((step.spec.id, step) for step in visits))
         seen = int(N[row + C.P_VISITS + N[N[row + C.P_NEXT] + C.O_PLACE]]) if visits else 0
         if seen:
             part.visits = ((f"{visits[0].spec.id}#{seen + 1}", visits[0]), *part.visits[1:])
+        part.go_to(0)
         part.released, part.free, part.moving = (
             bool(N[row + C.P_RELEASED]),
             bool(N[row + C.P_FREE]),

@@ -97,10 +97,6 @@ class EarlyHandler(DocHandler):
     async def get_session(self) -> Any:  # is called when it is clear that the visitor may see the page
         from panel.config import config
 
-        self.spares.refill(self)
-        if (spare := self.spares.take(self)) is not None:
-            self.session = spare
-            return spare
         head = self.heads.get(self.kind)
         if head and not config.authorize_callback and self.request.method == "GET":
             self.begun = head
@@ -108,8 +104,11 @@ class EarlyHandler(DocHandler):
             super().write(head)
             await self.flush()
         try:
-            making: Any = super().get_session()
-            self.session = await making
+            self.spares.refill(self)
+            self.session = self.spares.take(self)
+            if self.session is None:
+                making: Any = super().get_session()
+                self.session = await making
         except Exception:
             if not self.begun:
                 raise

@@ -295,7 +295,12 @@ def start(self: RunApp) -> None:
     anew = lambda _: self._started and pn.state.onload(self.refresh)  # Panel drops what is held before
     self.param.watch(anew, "run")
     self.main[:] = [skeleton(120), skeleton(320)]
-    pn.state.onload(self.refresh)
+    pn.state.onload(lambda: _drawn_early(self) or self.refresh())
+
+
+def _drawn_early(app: RunApp) -> Any:
+    "A run that goes on is not drawn twice within a second: there is always something new, and a glance will see it."
+    return app._started and app.view is not None and app.view.running
 
 
 _LOOKS: dict[tuple, tuple[float, Any]] = {}  # what of which store -> when, and what was seen

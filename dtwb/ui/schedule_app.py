@@ -60,12 +60,14 @@ from dtwb.ui.what_if import (
     Case,
     Situation,
     answer,
+    as_asked,
     case_of,
     front,
     kpi_difference,
     moved_operations,
     moved_words,
     plan_figures,
+    told,
 )
 from .what_if import accept as keep_plan
 from .what_if import judge as carry_out
@@ -242,6 +244,8 @@ class Schedules(RunApp):
         self.job, self.other_job, self.judging = Job("Solving"), Job("Looking for plans"), Job("The twin")
         self.situating = Job("Working out how the plan stands")
         self._wanted: Any = None
+        self._listing = False  # plans are being offered: nobody has chosen one
+        self._known = 0  # the last version that was accepted when the question was asked
         self.bodies = {
             name: pn.Column(sizing_mode="stretch_width")
             for name in ("kpis", "accepted", "legend", "answer", "front", "judged")
@@ -256,7 +260,7 @@ class Schedules(RunApp):
 # %% ../../nbs/ui/45_schedule_app.ipynb #8ba262a6
 @patch
 def _watch(self: Schedules) -> None:
-    self.plan.param.watch(lambda _: self._situate(), "value")
+    self.plan.param.watch(lambda _: self._listing or self._situate(), "value")
     self.now.param.watch(lambda e: setattr(self, "at", float(e.new)), "value_throttled")
     self.param.watch(lambda _: self._situate(), "at")
     self.colour.param.watch(lambda e: e.new in (None, self.by) or setattr(self, "by", e.new), "value")
@@ -334,9 +338,13 @@ def _list_plans(self: Schedules, wanted: str) -> None:
     "Offer the plans there are, and say what has become of those that were accepted."
     view = self.view
     kept = accepted_plans(self.store, view.id)
+    if self.answer is None and not self.job.running:  # who has an answer asked before
+        self._known = max((plan.version for plan in kept), default=0)
     self.plans = plans_of(view, kept)
     options = [IN_FORCE, *self.plans]
+    self._listing = True
     self.plan.param.update(options=options, value=wanted if wanted in options else IN_FORCE)
+    self._listing = False
     self.bodies["accepted"][:] = [pn.pane.HTML(fates_html(kept[-3:], view), margin=(2, 12))] if kept else []
 
 
@@ -414,21 +422,23 @@ def _draw(self: Schedules) -> None:
         self._colour_by("order")
     self.colour.param.update(options=options, value=self.by)
     run = self.view.id
-    self.bodies["kpis"][:] = [guard(lambda: _strip(self.situation, new), what="The key figures", run=run)]
+    base = as_asked(self.answer.case) if self.answer else self.situation.base
+    strip = lambda: _strip(self.situation, base, new)
+    self.bodies["kpis"][:] = [guard(strip, what="The key figures", run=run)]
     self._draw_chart()
     self._say()
     self._set_may()
 
 
-def _strip(situation: Situation, new: Solution | None) -> Any:
-    if situation.base is None and new is None:
+def _strip(situation: Situation, base: Solution | None, new: Solution | None) -> Any:
+    if base is None and new is None:
         done = not situation.problem.operations
         return empty_state(
             "All is done at this time: move it back to plan from there."
             if done
             else "There is no plan: solve to make one."
         )
-    return pn.pane.HTML(strip_html(situation.base, new), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
+    return pn.pane.HTML(strip_html(base, new), sizing_mode="stretch_width", margin=(0, 8, 8, 8))
 
 
 @patch
@@ -601,7 +611,7 @@ def _say(self: Schedules) -> None:
         *([self.judge_button] if found.case.situation.state is None else []),
         align_items="center",
     )
-    note = "the plan as it stands; the same if nobody reacts; the new one"
+    note = "the plan as it stands; what it comes to by waiting; the new one"
     self.bodies["answer"][:] = [
         section(
             "What would be different", body, self.judging, self.bodies["judged"], buttons, tools=(files,), note=note
@@ -612,7 +622,10 @@ def _say(self: Schedules) -> None:
 def _difference(found: Answer) -> Any:
     said = f"<b>{escape(found.case.what_if.words)}</b>: {escape(moved_words(found))}."
     head = f"<div class='dtwb-moved' style='margin:.2em 0 .6em'>{said}</div>"
-    figures = pn.Column(pn.pane.HTML(head + figures_html(found.figures), margin=(4, 10)), styles={"flex": "1 1 380px"})
+    notes = "".join(f"<div>{escape(line)}.</div>" for line in told(found))
+    foot = f"<div class='dtwb-told' style='margin:.6em 0;font-size:.85rem;opacity:.85'>{notes}</div>"
+    shown = pn.pane.HTML(head + figures_html(found.figures) + foot, margin=(4, 10))
+    figures = pn.Column(shown, styles={"flex": "1 1 380px"})
     table = moved_operations(found).drop(columns="seconds")
     look: dict[str, Any] = {"sizing_mode": "stretch_width", "min_width": 300, "margin": (4, 10), "text_align": "left"}
     pages: dict[str, Any] = {"pagination": "remote", "page_size": 8, "layout": "fit_data_stretch"}
@@ -649,6 +662,11 @@ def accept(self: Schedules) -> None:
     require("engineer", "accept a plan")
     if self.answer is None or self.answer.solution is None:
         raise ScheduleError("there is no new plan to accept")
+    if newer := accepted_plans(self.store, self.view.id, self._known):
+        what = (
+            f"{newer[-1].by} has accepted version {newer[-1].version} in the meantime, of which this plan knows nothing"
+        )
+        raise ScheduleError(what, self.view.id, "discard, look at it, and solve again")
     kept = keep_plan(self.answer, self.store, self.view.id, user(), self.view.folder)
     where = f"plans/plan_{kept.version}.json of the run's folder" if self.view.folder else "the store"
     going = fate(kept, self.view.record, self.view.events)
@@ -669,6 +687,8 @@ def discard(self: Schedules) -> None:
     self.answer, self.trace = None, []
     self._drop_front()
     self._curve()
+    if self.view is not None:
+        self._list_plans(self.plan.value)  # somebody may have accepted another one
     self._situate()
 
 

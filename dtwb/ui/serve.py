@@ -257,6 +257,7 @@ def build(
     health: Any = None,  # a Health, once there is one
 ) -> dict[str, Any]:  # for `panel.serve`
     "The server's parts, as Panel takes them."
+    from dtwb.ui.compressed import Compressed
     from dtwb.ui.early import use_early_pages
     from dtwb.ui.health import health_route
     from dtwb.ui.run_notebook import notebook_routes
@@ -279,7 +280,7 @@ def build(
         "secret_key": derived(secret, "sessions"),
         "auth_provider": (OAuth if oauth() else Accounts)(),
         "xsrf_cookies": True,
-        "transforms": [header_transform()],
+        "transforms": [header_transform(), Compressed],
         "extra_patterns": [
             root_route(how.prefix, first(apps)),
             *([health_route(health)] if health else []),

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from bokeh.document.events import DocumentPatchedEvent
 from bokeh.server.contexts import _RequestProxy
 from bokeh.util.token import generate_jwt_token, generate_session_id
 from tornado.ioloop import IOLoop
@@ -127,6 +128,26 @@ class Spares:
                 return
 
 
+def _written(document: Any) -> None:
+    "What its browser asks for first is written ahead, too; after any change it is written anew."
+    ahead = document.to_json()
+
+    def once(**_: Any) -> Any:
+        forget()
+        return ahead
+
+    def forget() -> None:
+        if document.__dict__.pop("to_json", None):
+            document.remove_on_change(changed)
+
+    def changed(event: Any) -> None:
+        if isinstance(event, DocumentPatchedEvent):
+            forget()
+
+    document.to_json = once
+    document.on_change(changed)
+
+
 def _token(handler: Any, id: Any, payload: Any) -> str:
     app = handler.application
     how = {"secret_key": app.secret_key, "signed": app.sign_sessions, "expiration": app.session_token_expiration}
@@ -143,8 +164,8 @@ async def _made(handler: Any, context: Any, kind: tuple) -> Spare | None:  # Non
     about = {"arguments": {}, "cookies": dict(kind[1]), "headers": {}}
     with logged_errors() as errors:
         session = await context.create_session_if_needed(id, request, _token(handler, id, about))
+    if errors:  # the server forgets it, and whoever asks tries again
+        return None
+    _written(session.document)
     session.block_expiration()
-    spare = Spare(session, context, made_of)
-    if errors:  # it is tried again for whoever asks
-        return spare.discard()
-    return spare
+    return Spare(session, context, made_of)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnyAsked', 'ASKED', 'FIGURES', 'Situation', 'situation_at', 'MachineOut', 'NewOrder', 'NewDue', 'Freeze', 'WhatIf',
-           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'told',
+           'scenario_of', 'Case', 'case_of', 'Answer', 'answer', 'plan_figures', 'kpi_difference', 'as_asked', 'told',
            'frozen_words', 'moved_operations', 'moved_words', 'front', 'judge', 'accept']
 
 # %% ../../nbs/ui/42_what_if.ipynb #5b8b4195
@@ -222,6 +222,10 @@ def scenario_of(
 def _check_order(situation: Situation, order: NewOrder) -> None:
     if order.order in situation.orders.values():
         raise FactoryError(f"there is an order {order.order!r} already", "what if", "give it another name")
+    release = max(situation.now, order.release or 0.0)
+    if order.due is not None and order.due < release:
+        what = f"it would be due at {_when(order.due)}, and nobody can begin before {_when(release)}"
+        raise ScheduleError(what, f"order {order.order}", "give it a later due date")
     if order.must and order.due is None:
         raise ScheduleError("what must not be late needs a due date", f"order {order.order}")
 
@@ -263,7 +267,7 @@ def case_of(
     orders = Situation(factory, situation.now, state).orders
     for change in what_if.changes:
         if isinstance(change, MachineOut):
-            problem = _without(problem, change)
+            problem = _without(problem, change, what_if)
         elif isinstance(change, NewOrder | NewDue) and change.must and change.due is not None:
             problem = _in_time(problem, {job for job, order in orders.items() if order == change.order})
     known = situation.base.schedule if situation.base else situation.plan
@@ -289,7 +293,25 @@ def _in_time(problem: Problem, jobs: set[str]) -> Problem:
     )
 
 
-def _without(problem: Problem, out: MachineOut) -> Problem:
+def _unless(machine: str) -> str:
+    return f"there is no plan unless {machine} comes back: say when"
+
+
+def _too_much(problem: Problem, out: MachineOut, since: int) -> None:
+    "Refuse a machine that is out for good before it could do what nobody else can."
+    servers = {m for m, machine in enumerate(problem.machines) if machine_of(machine.id) == out.machine}
+    batch = max(problem.machines[m].batch_capacity for m in servers)
+    steps = [(o, problem.operation(o)) for o in range(len(problem.operations)) if not problem.is_started(o)]
+    alone = [step for _, step in steps if {mode.machine for mode in step.modes} <= servers]
+    takes = sum(min(mode.duration for mode in step.modes) / batch for step in alone)
+    left = sum(max(0, since - problem.machines[m].available) for m in servers)
+    if since and takes > left:
+        what = f"what only {out.machine} can do takes {tell_span(takes * problem.tick)} at least ({alone[0].name} of "
+        what += f"{len(alone)} jobs), and {tell_span(left * problem.tick)} are left before it is out for good"
+        raise ScheduleError(what, out.words, _unless(out.machine))
+
+
+def _without(problem: Problem, out: MachineOut, what_if: WhatIf) -> Problem:
     "The problem while a machine is out."
     servers = [m.id for m in problem.machines if machine_of(m.id) == out.machine]
     if not servers:
@@ -299,7 +321,14 @@ def _without(problem: Problem, out: MachineOut) -> Problem:
     if out.until is not None and out.until <= problem.origin + since:
         raise ScheduleError(f"a machine is out until later than {_when(problem.origin + since)}", out.words)
     if out.until is None:
-        return apply_change(problem, Gone(out.machine, math.ceil(since / problem.tick)))
+        _too_much(problem, out, math.floor(since / problem.tick))
+        try:
+            return apply_change(problem, Gone(out.machine, math.ceil(since / problem.tick)))
+        except ScheduleError as e:
+            gone = [change.machine for change in what_if.changes if isinstance(change, MachineOut) and not change.until]
+            gone = list(dict.fromkeys(gone))
+            what = e.what.replace(f"only {out.machine} can", f"only {' and '.join(gone)} can")
+            raise ScheduleError(what, out.words, _unless(" or ".join(gone))) from None
     until = math.ceil((out.until - problem.origin) / problem.tick)
     for server in servers:
         problem = apply_change(problem, Breakdown(server, until, math.floor(since / problem.tick)))
@@ -449,14 +478,16 @@ def kpi_difference(
     "The key figures of the plan, of waiting and of the new plan, by the due dates that are asked for."
     case = answer.case
     shifted = case.shifted if case.shifted is not None and not violations(case.problem, case.shifted) else None
-    columns = {"plan": _as_asked(case), "waiting": shifted, "new": answer.solution}
+    columns = {"plan": as_asked(case), "waiting": shifted, "new": answer.solution}
     frame = pd.DataFrame({name: pd.Series(plan_figures(plan), dtype=float) for name, plan in columns.items()})
     frame = frame.reindex([label for label, *_ in FIGURES.values() if label in frame.index])
     frame.insert(0, "unit", [unit for label, unit, _ in FIGURES.values() if label in frame.index])
     return frame.assign(difference=frame.new - frame.plan)
 
-# %% ../../nbs/ui/42_what_if.ipynb #bf9227e4
-def _as_asked(case: Case) -> Solution | None:
+# %% ../../nbs/ui/42_what_if.ipynb #ca684841
+def as_asked(
+    case: Case,
+) -> Solution | None:  # None: there is no plan, or it can no longer be carried out
     "The plan as it stands, by the due dates that are asked for."
     base, due = case.situation.base, {job.id: job.due for job in case.problem.jobs}
     if base is None:
@@ -580,6 +611,8 @@ def accept(
     "Keep the new plan with the run; one that still goes takes it up."
     if answer.solution is None:
         raise ScheduleError("there is no plan to accept", answer.case.what_if.words)
+    if folder is not None and not folder.is_dir():
+        raise StoreError("the run's folder is gone: the plan was not kept", folder, "choose another run")
     situation, what_if = answer.case.situation, answer.case.what_if
     plan = AcceptedPlan(
         0, situation.now, by, datetime.now(UTC), what_if.words, answer.solution.schedule, what_if.to_json()["changes"]
