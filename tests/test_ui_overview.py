@@ -45,6 +45,8 @@ def test_numbers_machines_and_alarms(site, browser):
         said = page.get_by_text("the plan of tile_plant is locked up")
         said.first.wait_for()
         assert said.count() == 1  # in the log of this run
+        widths = "() => [...Bokeh.documents[0]._all_models.values()].filter((m) => m.type === 'Figure')"
+        until(page, lambda: page.evaluate(f"{widths}.map((m) => m.inner_width)"), lambda w: len(w) > 3 and min(w) > 100)
         other = visit_too(site.app("overview", f"run={site.alarmed}"))
         other.get_by_text("2 to acknowledge, 0 acknowledged").wait_for()
         until(page, page.locator(".dtwb-alarm b").count, (2).__eq__)  # what an event says is not taken for HTML
