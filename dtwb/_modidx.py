@@ -289,6 +289,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dtwb.core.factory.travel_time': ('core/factory.html#travel_time', 'dtwb/core/factory.py')},
             'dtwb.core.logs': { 'dtwb.core.logs.JsonFormatter': ('core/logging.html#jsonformatter', 'dtwb/core/logs.py'),
                                 'dtwb.core.logs.JsonFormatter.format': ('core/logging.html#jsonformatter.format', 'dtwb/core/logs.py'),
+                                'dtwb.core.logs._BriefFormatter': ('core/logging.html#_briefformatter', 'dtwb/core/logs.py'),
+                                'dtwb.core.logs._BriefFormatter.format': ('core/logging.html#_briefformatter.format', 'dtwb/core/logs.py'),
                                 'dtwb.core.logs._StderrHandler': ('core/logging.html#_stderrhandler', 'dtwb/core/logs.py'),
                                 'dtwb.core.logs._StderrHandler.emit': ('core/logging.html#_stderrhandler.emit', 'dtwb/core/logs.py'),
                                 'dtwb.core.logs._handler': ('core/logging.html#_handler', 'dtwb/core/logs.py'),

@@ -8,6 +8,7 @@ __all__ = ['JsonFormatter', 'configure_logging', 'logging_in_force']
 # %% ../../nbs/core/70_logging.ipynb #300fc5db
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
@@ -42,6 +43,17 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 # %% ../../nbs/core/70_logging.ipynb #3d188351
+_LINE, _ALL = 500, 10_000  # characters
+
+
+class _BriefFormatter(logging.Formatter):
+    "Cuts what is too long to be read: rich looks for numbers and names in it, a minute long at 100,000 characters."
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = re.sub(rf"(?<=[^\n]{{{_LINE}}})[^\n]+", " …", super().format(record))
+        return text if len(text) <= _ALL else f"{text[: _ALL // 2]}\n…\n{text[-_ALL // 2 :]}"
+
+
 _NAMES = "dtwb", "py.warnings"
 _FORMATS = "rich", "json"
 _LEVELS = "DEBUG", "INFO", "WARNING", "ERROR"
@@ -55,7 +67,9 @@ def _handler(format: str) -> logging.Handler:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    return RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
+    handler.setFormatter(_BriefFormatter())
+    return handler
 
 
 def configure_logging(

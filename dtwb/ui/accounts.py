@@ -13,7 +13,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from ..core.errors import AccessError, DtwbError
-from .shell import empty_state, error_panel, page, section, toast, wrapping
+from .shell import empty_state, error_panel, log_error, page, section, toast, wrapping
 from dtwb.ui.users import (
     ROLES,
     Users,
@@ -95,15 +95,19 @@ class Accounts(pn.viewable.Viewer):
 
     def change(self, act: Any, said: str, loses: str = "") -> None:
         "Do it, if the visitor may; an account that could be the last admin's is named in `loses`."
-        require("admin", WHAT)
         try:
+            require("admin", WHAT)
             if loses:
                 keep_an_admin(read_users() or {}, loses)
             act()
             toast(said)
         except DtwbError as e:
+            log_error(e, "Accounts")
             toast(str(e), "error")
-        self.refresh()
+        try:
+            self.refresh()
+        except AccessError as e:  # the visitor is no admin any more
+            self.rows[:] = [error_panel(e, "The list of accounts")]
 
     def add(self) -> None:
         password = None if self.oauth.value else _taken(self.password)

@@ -114,6 +114,7 @@ def _minute(when: str) -> str:
 def alarms_view(
     frame: pd.DataFrame,  # of `alarms_frame`
     acknowledge: Callable[[str], Any] | None = None,  # is told the alarm's id; None: nobody may here
+    allowed: bool = True,  # whether the buttons are offered; `acknowledge` decides
     most: int = 20,  # that are shown with a button
 ) -> pn.Column:
     "The alarms, first those that nobody has seen."
@@ -121,7 +122,7 @@ def alarms_view(
         return pn.Column(empty_state("No alarm was raised."), sizing_mode="stretch_width")
     unseen = frame["acknowledged by"] == ""
     new, old = frame.loc[unseen, :], frame.loc[~unseen, :]
-    rows = [_row(alarm, acknowledge) for alarm in new.iloc[:most].to_dict("records")]
+    rows = [_row(alarm, acknowledge, allowed) for alarm in new.iloc[:most].to_dict("records")]
     said = f"{len(new)} to acknowledge, {len(old)} acknowledged"
     said += f"; the latest {most} are shown" if len(new) > most else ""
     done = _acknowledged_html(old) if len(old) else ""
@@ -134,7 +135,8 @@ def alarms_view(
     )
 
 
-def _row(alarm: dict, acknowledge: Callable[[str], Any] | None) -> pn.Row:
+def _row(alarm: dict, acknowledge: Callable[[str], Any] | None, allowed: bool) -> pn.Row:
+    offered = allowed and acknowledge is not None
     color = _SEVERITY.get(alarm["severity"], "#56B4E9")
     html = (
         f"<div class='dtwb-alarm' data-alarm='{escape(alarm['alarm'])}' "
@@ -146,8 +148,8 @@ def _row(alarm: dict, acknowledge: Callable[[str], Any] | None) -> pn.Row:
         label="Acknowledge",
         size="small",
         variant="outlined",
-        disabled=acknowledge is None,
-        description=None if acknowledge else "it takes an engineer: ask an admin",
+        disabled=not offered,
+        description=None if offered else "it takes an engineer: ask an admin",
         margin=(4, 10),
     )
     if acknowledge:

@@ -158,7 +158,7 @@ def _machines(self: Overview, view: RunView) -> pn.viewable.Viewable:
 
 
 def _alarms(self: Overview, view: RunView) -> pn.viewable.Viewable:
-    return views.alarms(view, self._press if may("engineer") else None)
+    return views.alarms(view, self._press, may("engineer"))
 
 
 def _log(self: Overview, view: RunView) -> pn.viewable.Viewable:

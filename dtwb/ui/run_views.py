@@ -170,9 +170,10 @@ def detections(
 def alarms(
     view: RunView,
     acknowledge: Callable[[str], Any] | None = None,  # is told the alarm's id; None: nobody may here
+    allowed: bool = True,  # whether the buttons are offered
 ) -> pn.viewable.Viewable:
     "The alarms, first those that nobody has seen."
-    return alarms_view(alarms_frame(view.events), acknowledge)
+    return alarms_view(alarms_frame(view.events), acknowledge, allowed)
 
 
 def comparison_file(view: RunView) -> Path | None:  # None: the run compared nothing
