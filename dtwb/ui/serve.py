@@ -17,6 +17,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def widget_file(
     script = {"jupyter-threejs": "index.js", "three": "three.js"}.get(package.rpartition("@")[0])
     if script is None or file.removesuffix(".js") != "dist/index":
         return None
-    path = Path(sys.prefix) / "share" / "jupyter" / "nbextensions" / "jupyter-threejs" / script
-    return path if path.is_file() else None
+    where = f"share/jupyter/nbextensions/jupyter-threejs/{script}"
+    listed = (file.locate() for file in metadata.files("pythreejs") or () if file.as_posix().endswith(where))
+    paths = (Path(sys.prefix) / where, *map(Path, listed))  # the latter: pip install --user, a venv over another
+    return next((path for path in paths if path.is_file()), None)
 
 
 def widget_routes() -> list[tuple]:  # for the server
