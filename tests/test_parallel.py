@@ -310,8 +310,11 @@ def test_dask_batch_is_whole_though_a_worker_is_killed(cluster, tmp_path):
     out = tmp_path / "seen"
     spread = BatchProcessor(inspector, read=read).run(photos, out, executor="dask", scheduler=cluster)
     assert flag.exists() and not spread.failed
-    verdicts = [[(row["name"], row["defect_type"], row["bbox"]) for row in r.rows] for r in (alone, spread)]
-    assert verdicts[0] == verdicts[1] and len((out / "detections.jsonl").read_text().splitlines()) == 12
+    types, boxes = ([[row[what] for row in r.rows] for r in (alone, spread)] for what in ("defect_type", "bbox"))
+    assert types[0] == types[1] and [row["name"] for row in alone.rows] == [row["name"] for row in spread.rows]
+    for a, b in zip(*boxes):  # another number of threads adds up in another order: a pixel at the threshold
+        assert (a is None) == (b is None) and (a is None or b == pytest.approx(a, abs=2))
+    assert len((out / "detections.jsonl").read_text().splitlines()) == 12
     assert len(list(out.glob("*.png"))) == 12
 
 
