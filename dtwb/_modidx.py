@@ -3937,6 +3937,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dtwb.ui.machine.readings': ('ui/machine.html#readings', 'dtwb/ui/machine.py'),
                                  'dtwb.ui.machine.sparkline': ('ui/machine.html#sparkline', 'dtwb/ui/machine.py')},
             'dtwb.ui.memory': { 'dtwb.ui.memory._forget_widgets': ('ui/memory.html#_forget_widgets', 'dtwb/ui/memory.py'),
+                                'dtwb.ui.memory.expect_no_return': ('ui/memory.html#expect_no_return', 'dtwb/ui/memory.py'),
                                 'dtwb.ui.memory.forget': ('ui/memory.html#forget', 'dtwb/ui/memory.py'),
                                 'dtwb.ui.memory.give_back': ('ui/memory.html#give_back', 'dtwb/ui/memory.py'),
                                 'dtwb.ui.memory.give_back_soon': ('ui/memory.html#give_back_soon', 'dtwb/ui/memory.py'),

@@ -263,12 +263,14 @@ def build(
     from dtwb.ui.compressed import Compressed
     from dtwb.ui.early import use_early_pages
     from dtwb.ui.health import health_route
+    from dtwb.ui.memory import CHECK, expect_no_return
     from dtwb.ui.run_notebook import notebook_routes
     from dtwb.ui.sign_in import Accounts, OAuth, cookie_secret, derived
     from dtwb.ui.users import oauth
 
     serve_extensions()
     use_early_pages()
+    expect_no_return()
     secret = cookie_secret()
     return {
         "address": how.address,
@@ -276,6 +278,7 @@ def build(
         "prefix": how.prefix,
         "num_procs": how.processes,
         "use_xheaders": how.use_xheaders,
+        "check_unused_sessions_milliseconds": CHECK,
         "websocket_origin": origins(how.address, how.port, how.origins),
         "cookie_secret": secret,
         "cookie_path": how.prefix or "/",
