@@ -51,11 +51,10 @@ class Spare:
     made_of: tuple | None
     at: float = field(default_factory=time.monotonic)  # s
 
-    @property
-    def good(self) -> bool:
-        "Whether it is as one made now."
+    def is_good(self, now: tuple | None) -> bool:
+        "Whether it is as one made of what is there now."
         young = time.monotonic() - self.at < AGE
-        return young and not self.session.destroyed and self.made_of is not None and self.made_of == seen()
+        return young and not self.session.destroyed and now is not None and self.made_of == now
 
     def discard(self) -> None:
         "Let the server forget it."
@@ -92,7 +91,7 @@ class Spares:
         "A page for the visitor whose request it is."
         if not _plain(handler) or (spare := self.kept.pop(_kind(handler), None)) is None:
             return None
-        if not spare.good:
+        if not spare.is_good(seen()):
             return spare.discard()
         session, request, payload = spare.session, handler.request, handler._generate_token_payload()
         session._token = _token(handler, session.id, payload)
@@ -105,27 +104,33 @@ class Spares:
 
     def refill(self, handler: Any) -> None:
         "Make what is missing once nobody has come for a moment."
-        if _plain(handler):
-            loop = IOLoop.current()
-            if self.due is not None:
-                loop.remove_timeout(self.due)
-            self.due = loop.call_later(WAIT, self._one, handler)
+        if not _plain(handler):
+            return
+        asked = handler.request.path
+        base = asked.rpartition("/")[0]
+        paths = {f"{base}/{url.rpartition('/')[2]}": app for url, app in handler.application._applications.items()}
+        if self.due is not None:
+            IOLoop.current().remove_timeout(self.due)
+        # what was asked for is asked for again; each is tried once, also one that cannot be made
+        self._later(handler, sorted(paths.items(), key=lambda item: item[0] != asked))
 
-    async def _one(self, handler: Any) -> None:
-        self.due = None
-        asked, apps = handler.request.path, handler.application._applications
-        paths = {f"{asked.rpartition('/')[0]}/{url.rpartition('/')[2]}": url for url in apps}
-        for path in sorted(paths, key=lambda path: path != asked):  # what was asked for is asked for again
+    def _later(self, handler: Any, left: list[tuple[str, Any]]) -> None:
+        self.due = IOLoop.current().call_later(WAIT, self._next, handler, left) if left else None
+
+    async def _next(self, handler: Any, left: list[tuple[str, Any]]) -> None:
+        now = seen()
+        for n, (path, context) in enumerate(left, 1):
             kind = _kind(handler, path)
-            if kind in self.kept and not self.kept[kind].good:
+            if kind in self.kept and not self.kept[kind].is_good(now):
                 self.kept.pop(kind).discard()
             if kind not in self.kept:
-                self.due = IOLoop.current().call_later(WAIT, self._one, handler)
-                if spare := await _made(handler, apps[paths[path]], kind):
+                self._later(handler, left[n:])
+                if spare := await _made(handler, context, kind):
                     self.kept[kind] = spare
                 while len(self.kept) > MOST:
                     self.kept.pop(next(iter(self.kept))).discard()
                 return
+        self.due = None
 
 
 def _written(document: Any) -> None:
